@@ -1,0 +1,1 @@
+"""memroof: an analytical memory and throughput simulator for AI systems."""

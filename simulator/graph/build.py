@@ -1,0 +1,286 @@
+"""From a model's dimensions to its graph: decoder, encoder and encoder-decoder transformers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from simulator.graph.attention import cross_attention, latent_attention, self_attention
+from simulator.graph.experts import moe_mlp
+from simulator.graph.graph import Block, ModelGraph, Numerics, Operator, Partition, Shape
+from simulator.graph.layers import BlockBuilder, dropout_add, elementwise, linear, mlp, norm
+from simulator.graph.work import Collective, Elementwise, Gather, Matmul, Numeric
+from simulator.specs.model import Model
+
+LOGIT_BYTES = 4.0
+"""Logits and the loss are kept in fp32 (Korthikanti et al. 2022, section 4.3)."""
+
+
+def build(
+    model: Model,
+    shape: Shape,
+    partition: Partition = Partition(),
+    numerics: Numerics = Numerics(),
+    *,
+    fused_attention: bool = True,
+) -> ModelGraph:
+    """Build the graph of one rank's share of a model.
+
+    Parameters
+    ----------
+    model : Model
+        Checked dimensions.
+    shape : Shape
+        Batch, sequence and context [tokens]; numbers or arrays that broadcast together.
+    partition : Partition
+        Tensor- and expert-parallel degrees and sequence parallelism; numbers or arrays.
+    numerics : Numerics
+        Formats of products and storage.
+    fused_attention : bool
+        FlashAttention-like kernels, or scores, softmax and dropout as separate kernels.
+
+    Returns
+    -------
+    ModelGraph
+        Embedding, distinct blocks, the order of layers, and head.
+    """
+    build_layers = {"decoder": _decoder, "encoder": _encoder, "encoder-decoder": _encoder_decoder}[model.family]
+    blocks, layers = build_layers(model, shape, partition, numerics, fused_attention)
+    tokens = _decoder_tokens(model, shape)
+    embedding = _embedding(model, tokens, partition, numerics)
+    head = _head(model, shape, tokens, partition, numerics)
+    return ModelGraph(model.name, embedding, blocks, layers, head, numerics)
+
+
+Layers = tuple[tuple[Block, ...], tuple[int, ...]]
+
+
+def _decoder(model: Model, shape: Shape, partition: Partition, numerics: Numerics, fused: bool) -> Layers:
+    variants = [(_is_moe(model, i), _window(model, i)) for i in range(model.num_hidden_layers)]
+    distinct = list(dict.fromkeys(variants))
+    blocks = tuple(
+        _block(model, shape, partition, numerics, fused, moe=moe, window=window, causal=True, name=_name(moe, window))
+        for moe, window in distinct
+    )
+    return blocks, tuple(distinct.index(variant) for variant in variants)
+
+
+def _encoder(model: Model, shape: Shape, partition: Partition, numerics: Numerics, fused: bool) -> Layers:
+    block = _block(
+        model, replace(shape, phase="forward"), partition, numerics, fused,
+        moe=False, window=np.inf, causal=False, name="encoder layer",
+    )  # fmt: skip
+    return (block,), (0,) * model.num_hidden_layers
+
+
+def _encoder_decoder(model: Model, shape: Shape, partition: Partition, numerics: Numerics, fused: bool) -> Layers:
+    encoder_shape = replace(shape, phase="forward", context=0)
+    target = 1 if shape.phase == "decode" else (shape.target or 1)
+    decoder_shape = replace(shape, sequence=target, context=shape.context if shape.phase == "decode" else 0)
+    variants: list[tuple[str, bool]] = [("encoder", _is_moe(model, i)) for i in range(model.num_encoder_layers)]
+    variants += [("decoder", _is_moe(model, i)) for i in range(model.num_hidden_layers)]
+    distinct = list(dict.fromkeys(variants))
+    blocks = tuple(
+        _block(
+            model, encoder_shape if side == "encoder" else decoder_shape, partition, numerics, fused,
+            moe=moe, window=np.inf, causal=side == "decoder", name=f"{side} {_name(moe, np.inf)}",
+            cross=shape if side == "decoder" else None,
+        )
+        for side, moe in distinct
+    )  # fmt: skip
+    if shape.phase == "decode":  # the encoder ran in the prefill: its weights stay, its work is done
+        blocks = tuple(
+            replace(block, operators=tuple(replace(op, forward=()) for op in block.operators)) if side == "encoder" else block
+            for block, (side, _) in zip(blocks, distinct, strict=True)
+        )
+    return blocks, tuple(distinct.index(variant) for variant in variants)
+
+
+def _block(
+    model: Model,
+    shape: Shape,
+    partition: Partition,
+    numerics: Numerics,
+    fused: bool,
+    *,
+    moe: bool,
+    window: float,
+    causal: bool,
+    name: str,
+    cross: Shape | None = None,
+) -> Block:
+    tokens = shape.batch * shape.sequence
+    b = BlockBuilder(name, tokens, model.hidden_size, partition, numerics)
+    b.tensor("input", tokens * model.hidden_size / b.cut)
+    sublayer = _Sublayers(b, model)
+    entered = sublayer.enter("input", "attention")
+    if model.mla:
+        kv_width = latent_attention(b, model, model.mla, shape, entered, "attention.out")
+    else:
+        kv_width = self_attention(b, model, shape, entered, "attention.out", fused=fused, window=window, causal=causal)
+    if model.parallel_block:
+        return _finish_parallel(b, model, entered, kv_width, window)
+    stream = sublayer.leave("attention.out", "input", "attention")
+    if cross is not None:
+        entered = sublayer.enter(stream, "cross")
+        kv_width = kv_width + cross_attention(b, model, cross, entered, "cross.out", fused=fused)
+        stream = sublayer.leave("cross.out", stream, "cross")
+    entered = sublayer.enter(stream, "mlp")
+    if moe and model.moe:
+        moe_mlp(b, model, model.moe, entered, "mlp.out")
+    else:
+        mlp(
+            b, "mlp", entered, "mlp.out", model.intermediate_size,
+            gated=model.gated_mlp, activation=model.activation, bias=model.mlp_bias,
+        )  # fmt: skip
+    sublayer.leave("mlp.out", stream, "mlp")
+    return b.build(kv_width=kv_width, kv_window=window)
+
+
+class _Sublayers:
+    """Where a sublayer's norms and residual stand: before (pre), after (post) or both (sandwich)."""
+
+    def __init__(self, b: BlockBuilder, model: Model) -> None:
+        self.b, self.model, self.bias = b, model, norm_has_bias(model)
+
+    def enter(self, source: str, name: str) -> str:
+        if self.model.norm_placement == "post":
+            return source
+        return norm(self.b, f"{name}.norm", source, f"{name}.norm.out", self.model.normalization, bias=self.bias)
+
+    def leave(self, source: str, residual: str, name: str) -> str:
+        placement, kind = self.model.norm_placement, self.model.normalization
+        if placement == "sandwich":
+            source = norm(self.b, f"{name}.post_norm", source, f"{name}.post_norm.out", kind, bias=self.bias)
+        out = dropout_add(self.b, f"{name}.residual", source, residual, f"{name}.residual.out", dropout=self.model.dropout)
+        if placement == "post":
+            out = norm(self.b, f"{name}.norm", out, f"{name}.norm.out", kind, bias=self.bias)
+        return out
+
+
+def _finish_parallel(b: BlockBuilder, model: Model, entered: str, kv_width: Numeric, window: float) -> Block:
+    shared = model.parallel_block_norms == 1
+    source = entered
+    if not shared:
+        source = norm(b, "mlp.norm", "input", "mlp.norm.out", model.normalization, bias=norm_has_bias(model))
+    mlp(
+        b, "mlp", source, "mlp.out", model.intermediate_size, gated=model.gated_mlp, activation=model.activation,
+        bias=model.mlp_bias, gathers=not shared,
+    )  # fmt: skip
+    sources = ("attention.out", "mlp.out", "input")
+    elementwise(b, "residual", sources, "output", b.tokens * b.hidden / b.cut, flops=3.0)
+    return b.build(kv_width=kv_width, kv_window=window)
+
+
+def _embedding(model: Model, tokens: Numeric, partition: Partition, numerics: Numerics) -> Block:
+    b = BlockBuilder("embedding", tokens, model.hidden_size, partition, numerics)
+    width = model.embedding_size or model.hidden_size
+    b.tensor("input", tokens, 8.0)
+    tables = model.vocab_size * width / b.tp
+    if model.position == "learned":
+        tables = tables + (model.max_position_embeddings + model.position_offset) * model.hidden_size
+    if model.position == "relative":
+        # one table of buckets x heads for each stack, held by its first layer (T5)
+        stacks = 2 if model.num_encoder_layers else 1
+        tables = tables + stacks * model.relative_buckets * model.num_attention_heads
+    tables = tables + model.type_vocab_size * model.hidden_size
+    b.tensor("rows", tokens * width / b.cut)
+    reduced = tokens * width * b.width
+    look_up = (Gather(tokens, width * b.width),)
+    kind = "reduce-scatter" if partition.sequence_parallel else "all-reduce"
+    exchange = (Collective(kind, "tensor", reduced),)
+    b.add(Operator("embedding", (*look_up, *exchange), (), look_up, tables, ("input",), ("rows",), ("input",)))
+    out = "rows"
+    if width != model.hidden_size:
+        out = linear(b, "embedding.projection", out, "projected", width, model.hidden_size)
+    if model.embedding_norm:
+        out = norm(b, "embedding.norm", out, "normed", model.normalization, bias=norm_has_bias(model))
+    if model.dropout:
+        elements = tokens * model.hidden_size / b.cut
+        elementwise(b, "embedding.dropout", (out,), "dropped", elements, mask=elements)
+    return b.build()
+
+
+def _head(model: Model, shape: Shape, tokens: Numeric, partition: Partition, numerics: Numerics) -> Block:
+    training = shape.phase == "forward"
+    rows = tokens if training else shape.batch
+    b = BlockBuilder("head", rows, model.hidden_size, partition, numerics)
+    b.tensor("input", rows * model.hidden_size / b.cut)
+    source = "input"
+    bias = norm_has_bias(model)
+    stacks = 2 if model.num_encoder_layers else 1
+    if model.final_norm:
+        for stack in range(stacks):
+            source = norm(b, "final_norm" if not stack else "encoder.final_norm", source, f"normed{stack}", model.normalization, bias=bias)  # fmt: skip
+    if model.pooler:
+        linear(b, "pooler", source, "pooled", model.hidden_size, model.hidden_size, bias=True, rows=shape.batch)
+    if model.lm_head_transform:
+        source = linear(b, "head.transform", source, "transformed", model.hidden_size, model.hidden_size, bias=True)
+        source = norm(b, "head.norm", source, "transformed.norm", model.normalization, bias=True)
+    width = model.embedding_size or model.hidden_size
+    if width != model.hidden_size:
+        source = linear(b, "head.projection", source, "narrowed", model.hidden_size, width)
+    _logits(b, model, source, width, rows, partition)
+    return b.build()
+
+
+def _logits(b: BlockBuilder, model: Model, source: str, width: int, rows: Numeric, partition: Partition) -> None:
+    vocabulary, compute = model.vocab_size / b.tp, b.numerics.compute
+    elements = rows * vocabulary
+    logits = b.tensor("logits", elements, LOGIT_BYTES)
+
+    def product(m: Numeric, n: Numeric, k: Numeric, right: float, out: float) -> Matmul:
+        return Matmul(m, n, k, 1, compute, b.width, right, out)
+
+    weight = b.numerics.weight_bytes
+    full = rows * width * b.width
+    scattered = partition.sequence_parallel
+    gather = (Collective("all-gather", "tensor", full),) if scattered else ()
+    reduce = Collective("reduce-scatter" if scattered else "all-reduce", "tensor", full, hidden_by="weight-gradient")
+    parameters = (0 if model.tie_word_embeddings else vocabulary * width) + (vocabulary if model.lm_head_bias else 0)
+    b.add(
+        Operator(
+            "logits", (*gather, product(rows, vocabulary, width, weight, LOGIT_BYTES)),
+            (product(rows, width, vocabulary, weight, b.width), reduce),
+            (product(width, vocabulary, rows, b.width, b.width),), parameters, (source,), (logits,), (source,),
+        )
+    )  # fmt: skip
+    size = elements * LOGIT_BYTES
+    statistics = Collective("all-reduce", "tensor", 3.0 * rows * 4.0)
+    b.tensor("loss", rows, 4.0)
+    # vocabulary-parallel cross entropy: maximum, sum of exponentials and the target's logit are reduced
+    loss = (Elementwise(2.0 * size, size, 5.0 * elements), statistics)
+    backward = (Elementwise(size, size, 2.0 * elements),)
+    b.add(Operator("loss", loss, backward, (), 0, (logits,), ("loss",), (logits,)))
+
+
+def norm_has_bias(model: Model) -> bool:
+    """Whether norms carry a bias: layer norms do unless the model says no, RMS norms do not."""
+    return model.normalization == "layernorm" if model.norm_bias is None else model.norm_bias
+
+
+def _is_moe(model: Model, layer: int) -> bool:
+    moe = model.moe
+    if moe is None or layer < moe.first_dense_layers:
+        return False
+    return (layer - moe.first_dense_layers) % moe.moe_layer_frequency == moe.moe_layer_offset % moe.moe_layer_frequency
+
+
+def _window(model: Model, layer: int) -> float:
+    window = model.sliding_window or model.attention_chunk_size
+    if window is None:
+        return np.inf
+    pattern = model.sliding_window_pattern
+    return np.inf if pattern and (layer + 1) % pattern == 0 else float(window)
+
+
+def _name(moe: bool, window: float) -> str:
+    kind = "MoE layer" if moe else "layer"
+    return kind if np.isinf(window) else f"{kind}, window {window:.0f}"
+
+
+def _decoder_tokens(model: Model, shape: Shape) -> Numeric:
+    if model.family == "encoder-decoder":
+        return shape.batch * (1 if shape.phase == "decode" else (shape.target or 1))
+    return shape.batch * shape.sequence

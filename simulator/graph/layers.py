@@ -1,0 +1,204 @@
+"""The operators that blocks are made of: linear, norm, attention, MLP, MoE, embedding, head.
+
+Every function returns operators with their work forward and backward, parameters and saved tensors; a
+:class:`BlockBuilder` collects them with the tensors between. Tensor parallelism is Megatron's (Shoeybi et al. 2019,
+section 3; with sequence parallelism Korthikanti et al. 2022, section 4.2): column-parallel products gather or copy their
+input, row-parallel products reduce their output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from simulator.graph.graph import Block, Numerics, Operator, Partition, Tensor
+from simulator.graph.work import Collective, Elementwise, Matmul, Numeric, Work
+
+MASK_BYTES = 1.0
+"""A dropout mask takes one byte an element (Korthikanti et al. 2022, section 4.1)."""
+NORM_FLOPS = {"layernorm": 7.0, "rmsnorm": 4.0}
+ACTIVATION_FLOPS = {"gelu": 10.0, "relu": 1.0, "silu": 6.0}
+Parallel = Literal["none", "column", "row"]
+
+
+@dataclass
+class BlockBuilder:
+    """Collects the operators and tensors of one block for ``tokens`` tokens of width ``hidden``."""
+
+    name: str
+    tokens: Numeric
+    hidden: int
+    partition: Partition
+    numerics: Numerics
+    operators: list[Operator] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def tp(self) -> Numeric:
+        """Tensor-parallel degree."""
+        return self.partition.tensor
+
+    @property
+    def cut(self) -> Numeric:
+        """What norms, dropouts and residuals are cut by: the tensor-parallel degree with sequence parallelism."""
+        return self.partition.tensor if self.partition.sequence_parallel else 1
+
+    @property
+    def width(self) -> float:
+        """Bytes of one activation."""
+        return self.numerics.activation_bytes
+
+    def tensor(self, name: str, elements: Numeric, width: float | None = None) -> str:
+        """Register a tensor of ``elements`` on this rank; returns its name."""
+        self.tensors[name] = Tensor(name, elements * (self.width if width is None else width))
+        return name
+
+    def add(self, operator: Operator) -> None:
+        """Append an operator."""
+        self.operators.append(operator)
+
+    def build(self, *, kv_width: Numeric = 0, kv_window: float = float("inf")) -> Block:
+        """Return the block."""
+        return Block(self.name, tuple(self.operators), dict(self.tensors), "input", kv_width, kv_window)
+
+
+def linear(
+    b: BlockBuilder,
+    name: str,
+    source: str,
+    target: str,
+    inputs: Numeric,
+    outputs: Numeric,
+    *,
+    parallel: Parallel = "none",
+    bias: bool = False,
+    rows: Numeric | None = None,
+    saves_input: bool = True,
+    gathers: bool = True,
+) -> str:
+    """Add a linear layer ``source`` (rows, inputs) to ``target`` (rows, outputs).
+
+    ``column`` cuts outputs over the tensor-parallel group and, with sequence parallelism, gathers the input first;
+    ``row`` cuts inputs and reduces the output. In the backward pass the collective of the input gradient runs beside
+    the weight-gradient product and the repeated gather beside the input-gradient product, as in Megatron-LM's
+    asynchronous linear layers. ``gathers=False`` where an earlier column-parallel product has gathered already.
+    """
+    rows = b.tokens if rows is None else rows
+    tp, width = b.tp, b.width
+    n = outputs / tp if parallel == "column" else outputs
+    k = inputs / tp if parallel == "row" else inputs
+    weight = b.numerics.weight_bytes
+    forward: list[Work] = [_matmul(b, rows, n, k, weight)]
+    input_gradient: list[Work] = [_matmul(b, rows, k, n, weight)]
+    weight_gradient: list[Work] = [_matmul(b, k, n, rows, width)]
+    full = rows * (inputs if parallel == "column" else outputs) * width
+    scattered = b.partition.sequence_parallel
+    if parallel == "column" and gathers:
+        if scattered:
+            forward.insert(0, Collective("all-gather", "tensor", full))
+            weight_gradient.insert(0, Collective("all-gather", "tensor", full, hidden_by="input-gradient"))
+        reduce = "reduce-scatter" if scattered else "all-reduce"
+        input_gradient.append(Collective(reduce, "tensor", full, hidden_by="weight-gradient"))
+    if parallel == "row":
+        forward.append(Collective("reduce-scatter" if scattered else "all-reduce", "tensor", full))
+        if scattered:
+            input_gradient.insert(0, Collective("all-gather", "tensor", full))
+    written = b.tensor(target, rows * n / (b.cut if parallel == "row" else 1))
+    parameters = n * k + ((n if parallel != "row" else outputs) if bias else 0)
+    b.add(
+        Operator(
+            name, tuple(forward), tuple(input_gradient), tuple(weight_gradient), parameters,
+            (source,), (written,), (source,) if saves_input else (),
+        )
+    )  # fmt: skip
+    return written
+
+
+def _matmul(b: BlockBuilder, m: Numeric, n: Numeric, k: Numeric, right: float) -> Matmul:
+    return Matmul(m, n, k, 1, b.numerics.compute, b.width, right, b.width)
+
+
+def elementwise(
+    b: BlockBuilder,
+    name: str,
+    sources: tuple[str, ...],
+    target: str,
+    elements: Numeric,
+    *,
+    flops: float = 1.0,
+    parameters: Numeric = 0,
+    saves: tuple[str, ...] = (),
+    mask: Numeric | None = None,
+    core: bool = False,
+) -> str:
+    """Add a kernel that reads ``sources`` and writes ``target`` of ``elements`` on this rank.
+
+    The backward pass reads the output's gradient and what was saved, and writes one gradient for each source that the
+    kernel does not merely pass on. ``mask`` is the count of elements of a dropout mask that is written and kept.
+    """
+    width = b.width
+    written = b.tensor(target, elements)
+    kept = saves
+    extra: Numeric = 0.0
+    if mask is not None:
+        kept = (*saves, b.tensor(f"{target}.mask", mask, MASK_BYTES))
+        extra = mask * MASK_BYTES
+    read = sum((b.tensors[s].size for s in sources), start=0.0)
+    saved = sum((b.tensors[s].size for s in kept), start=0.0)
+    work = elements * flops
+    forward = Elementwise(read, elements * width + extra, work)
+    backward = Elementwise(elements * width + saved, b.tensors[sources[0]].size, 2.0 * work)
+    outputs = (written, *kept[len(saves) :])
+    b.add(Operator(name, (forward,), (backward,), (), parameters, sources, outputs, kept, core))
+    return written
+
+
+def norm(
+    b: BlockBuilder,
+    name: str,
+    source: str,
+    target: str,
+    kind: str,
+    *,
+    bias: bool,
+    width: Numeric | None = None,
+    elements: Numeric | None = None,
+) -> str:
+    """Add a layer norm or RMS norm; it keeps its input. ``width`` is the normed dimension (parameters)."""
+    width = b.hidden if width is None else width
+    elements = b.tokens * width / b.cut if elements is None else elements
+    parameters = width * (2 if bias else 1)
+    return elementwise(
+        b, name, (source,), target, elements, flops=NORM_FLOPS[kind], parameters=parameters, saves=(source,)
+    )
+
+
+def dropout_add(b: BlockBuilder, name: str, source: str, residual: str, target: str, *, dropout: bool) -> str:
+    """Add bias, dropout and the residual in one kernel; keeps the mask."""
+    elements = b.tokens * b.hidden / b.cut
+    mask = elements if dropout else None
+    return elementwise(b, name, (source, residual), target, elements, flops=3.0, mask=mask)
+
+
+def mlp(
+    b: BlockBuilder,
+    prefix: str,
+    source: str,
+    target: str,
+    intermediate: Numeric,
+    *,
+    gated: bool,
+    activation: str,
+    bias: bool,
+    gathers: bool = True,
+) -> str:
+    """Add an MLP: up (and gate) projection, activation, down projection."""
+    up = linear(
+        b, f"{prefix}.up", source, f"{prefix}.up.out", b.hidden, (2 if gated else 1) * intermediate,
+        parallel="column", bias=bias, gathers=gathers,
+    )  # fmt: skip
+    active = elementwise(
+        b, f"{prefix}.activation", (up,), f"{prefix}.activation.out", b.tokens * intermediate / b.tp,
+        flops=ACTIVATION_FLOPS[activation], saves=(up,),
+    )  # fmt: skip
+    return linear(b, f"{prefix}.down", active, target, intermediate, b.hidden, parallel="row", bias=bias)

@@ -1,0 +1,180 @@
+"""What an operator asks of the hardware: matrix products, attention, streams of bytes, gathers and collectives.
+
+Every dimension may be a number or a numpy array; arrays broadcast, so that one description covers a whole sweep.
+FLOPs count a multiply-add as two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Numeric = float | int | npt.NDArray[np.float64] | npt.NDArray[Any]
+CollectiveKind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send"]
+Axis = Literal["tensor", "expert", "data", "pipeline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Matmul:
+    """``count`` independent products of (m, k) by (k, n)."""
+
+    m: Numeric
+    n: Numeric
+    k: Numeric
+    count: Numeric = 1
+    format: str = "bf16"
+    """Number format of the product; its peak is the device's for this format."""
+    left_bytes: float = 2.0
+    """Bytes an element of the (m, k) operand."""
+    right_bytes: float = 2.0
+    """Bytes an element of the (k, n) operand: the weights, where there are any."""
+    out_bytes: float = 2.0
+    grouped: bool = False
+    """One kernel over experts (MoE) instead of a strided batch."""
+
+    @property
+    def flops(self) -> Numeric:
+        """2·m·n·k for each product [FLOP]."""
+        return 2.0 * self.m * self.n * self.k * self.count
+
+    @property
+    def bytes(self) -> Numeric:
+        """Each operand once [B]."""
+        read = self.m * self.k * self.left_bytes + self.k * self.n * self.right_bytes
+        return self.count * (read + self.m * self.n * self.out_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Fused attention: softmax(QKᵀ)V without the scores in memory (FlashAttention, FlashDecoding).
+
+    ``queries`` are the last of ``keys`` positions where it is causal.
+    """
+
+    batch: Numeric
+    heads: Numeric
+    kv_heads: Numeric
+    queries: Numeric
+    keys: Numeric
+    """Positions attended to, those of the queries among them."""
+    qk_dim: Numeric
+    v_dim: Numeric
+    kv_width: Numeric
+    """Elements of the cache that one position holds on this rank (keys and values of all its KV heads)."""
+    causal: bool = True
+    window: Numeric = np.inf
+    """Positions that a query sees at most."""
+    decode: bool = False
+    """One query a sequence over a long cache: a stream of the cache, not a matrix product."""
+    backward: bool = False
+    format: str = "bf16"
+    kv_bytes: float = 2.0
+    activation_bytes: float = 2.0
+
+    @property
+    def pairs(self) -> Numeric:
+        """Query-key pairs of one head and sequence.
+
+        Causal queries ``i = 1..q`` at the end of ``n`` keys see ``min(n - q + i, window)`` of them.
+        """
+        if not self.causal:
+            return self.queries * np.minimum(self.keys, self.window)
+        first = self.keys - self.queries + 1.0
+        # the sum of an arithmetic series that is cut off at the window
+        last = np.minimum(self.keys, self.window)
+        start = np.minimum(first, self.window)
+        rising = last - start + 1.0
+        return rising * (start + last) / 2.0 + (self.queries - rising) * last
+
+    @property
+    def flops(self) -> Numeric:
+        """QKᵀ and PV; the backward pass has five products for the forward's two (Dao 2023, section 3.1) [FLOP]."""
+        forward = 2.0 * self.batch * self.heads * self.pairs * (self.qk_dim + self.v_dim)
+        return forward * 2.5 if self.backward else forward
+
+    @property
+    def cache_bytes(self) -> Numeric:
+        """Keys and values that are read [B]."""
+        span = np.minimum(self.keys, self.window + self.queries - 1.0)
+        return self.batch * span * self.kv_width * self.kv_bytes
+
+    @property
+    def bytes(self) -> Numeric:
+        """Queries and outputs (twice in the backward pass, with their gradients) and the cache [B]."""
+        rows = self.batch * self.heads * self.queries * (self.qk_dim + self.v_dim) * self.activation_bytes
+        forward = rows + self.cache_bytes
+        return 2.5 * forward if self.backward else forward
+
+
+@dataclass(frozen=True, slots=True)
+class Elementwise:
+    """A kernel that streams bytes: norm, activation, rotary, residual, softmax, quantise, optimizer."""
+
+    read: Numeric
+    written: Numeric
+    flops: Numeric = 0.0
+    format: str = "fp32"
+    kernels: int = 1
+
+    @property
+    def bytes(self) -> Numeric:
+        """Read and written [B]."""
+        return self.read + self.written
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Rows looked up in a table and written densely."""
+
+    rows: Numeric
+    row_bytes: Numeric
+
+    @property
+    def flops(self) -> Numeric:
+        """None."""
+        return 0.0 * self.rows
+
+    @property
+    def bytes(self) -> Numeric:
+        """Each row read and written [B]."""
+        return 2.0 * self.rows * self.row_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """Communication within the group of an axis.
+
+    ``size`` is the whole tensor's bytes: what is reduced (all-reduce, reduce-scatter), what is there afterwards
+    (all-gather), what one rank holds before it sends shares to all (all-to-all), or the message (send).
+    """
+
+    kind: CollectiveKind
+    axis: Axis
+    size: Numeric
+    hidden_by: Literal["", "input-gradient", "weight-gradient"] = ""
+    """The part of the same operator's backward pass that runs meanwhile."""
+
+    @property
+    def flops(self) -> Numeric:
+        """None that count."""
+        return 0.0 * self.size
+
+    @property
+    def bytes(self) -> Numeric:
+        """The tensor [B]."""
+        return self.size
+
+
+Work = Matmul | Attention | Elementwise | Gather | Collective
+
+
+def flops_by_format(works: tuple[Work, ...]) -> dict[str, Numeric]:
+    """Sum FLOPs by number format [FLOP]."""
+    total: dict[str, Numeric] = {}
+    for work in works:
+        if isinstance(work, (Matmul, Attention, Elementwise)):
+            total[work.format] = total.get(work.format, 0.0) + work.flops
+    return total

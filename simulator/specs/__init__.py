@@ -1,0 +1,29 @@
+"""Specs: hardware, models and scenarios read from YAML, checked, and frozen."""
+
+from simulator.specs.base import Figure, Spec, validate
+from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, OperatorClass
+from simulator.specs.catalog import FOLDERS, Catalog, shipped_root
+from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError
+from simulator.specs.hardware import Cluster, LinkType, MemoryDevice, Network, Node, NumberFormat, Processor
+from simulator.specs.machine import Edge, Engine, Hardware, Machine, Route, Span, Store, Tier
+from simulator.specs.model import LatentAttention, MixtureOfExperts, Model
+from simulator.specs.scenario import (
+    OffloadScenario,
+    OffloadStrategy,
+    OffloadWorkload,
+    Scenario,
+    ServingScenario,
+    ServingStrategy,
+    ServingWorkload,
+    TrainingScenario,
+    TrainingStrategy,
+    TrainingWorkload,
+)
+
+__all__ = [
+    "FOLDERS", "OPERATOR_CLASSES", "Calibration", "Catalog", "Cluster", "Edge", "Engine", "Figure", "Hardware",
+    "LatentAttention", "LinkType", "Machine", "MemoryDevice", "MemroofError", "MixtureOfExperts", "Model", "Network", "Node",
+    "NumberFormat", "OffloadScenario", "OffloadStrategy", "OffloadWorkload", "OperatorClass", "Problem", "Processor",
+    "Route", "Scenario", "ServingScenario", "ServingStrategy", "ServingWorkload", "Span", "Spec", "SpecError", "Store",
+    "Tier", "TrainingScenario", "TrainingStrategy", "TrainingWorkload", "UnknownNameError", "shipped_root", "validate",
+]

@@ -1,0 +1,123 @@
+"""What every strategy gets and gives: a :class:`Setup` in, an :class:`Outcome` out.
+
+A strategy (training, serving, offload) lowers a scenario to a Program, has the engine run it, and reports metrics,
+footprint and where the time went. It knows no screen; analysis turns outcomes into answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from simulator.cost import CostModel
+from simulator.engine import Timeline
+from simulator.specs import Hardware, Model, OperatorClass, Scenario
+
+Bottleneck = Literal[
+    "compute", "memory", "tensor-parallel link", "expert-parallel link", "network", "host link", "storage", "latency",
+    "host", "bubble", "waiting",
+]  # fmt: skip
+"""What time is lost to, along the critical path of the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything that a strategy works from; no file is read after it is made."""
+
+    scenario: Scenario
+    model: Model
+    hardware: Hardware
+    cost: CostModel
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One figure of an answer [SI] with its relative standard error, from which its interval follows."""
+
+    label: str
+    value: float
+    dimension: str
+    """A key of :data:`simulator.units.DIMENSIONS`, or ``count``, ``fraction`` or ``ratio``."""
+    error: float = 0.0
+    """Relative standard error; 0 where the figure is exact given the assumptions."""
+    better: Literal["lower", "higher", "neither"] = "neither"
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One allocation at the moment of a peak."""
+
+    name: str
+    size: float
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """The ledger row of one memory: what it holds at its peak, by category."""
+
+    memory: str
+    tier: str
+    capacity: float
+    """Usable bytes: the physical capacity less what the driver and the scenario keep back."""
+    peak: float
+    peak_time: float
+    by_category: Mapping[str, float]
+    largest: tuple[Holding, ...] = ()
+    label: str = ""
+    """Which rank or stage this is, where several differ; the fullest is reported."""
+
+    @property
+    def free(self) -> float:
+        """Capacity less peak; negative by what is missing [B]."""
+        return self.capacity - self.peak
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A change of the scenario that may make it fit or meet its limit."""
+
+    description: str
+    overrides: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a strategy found out."""
+
+    headline: str
+    """Key of the metric that answers "how fast"."""
+    metrics: Mapping[str, Metric]
+    memory: tuple[MemoryUse, ...]
+    class_times: Mapping[OperatorClass, float]
+    """Seconds of the headline time by operator class: what the interval is carried from."""
+    bottlenecks: Mapping[Bottleneck, float]
+    """Seconds of the headline time by what binds them; they sum to ``total_time``."""
+    total_time: float
+    """The time that bottlenecks and classes divide: a step, a run, a block [s]."""
+    assumptions: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    timeline: Timeline | None = None
+    devices: int = 1
+    """Accelerators in use."""
+    busy_fraction: float = 1.0
+    """Share of time in which an accelerator computes; for energy."""
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Further columns by name (per stage, per request), for frames and reports."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether every memory holds its peak."""
+        return all(use.free >= 0 for use in self.memory)
+
+
+class Strategy(Protocol):
+    """What a strategy package offers; registered in :mod:`simulator.analysis.strategies`."""
+
+    def simulate(self, setup: Setup, *, detail: bool = False) -> Outcome:
+        """Run a scenario; ``detail`` asks for a timeline operator by operator."""
+        ...
+
+    def remedies(self, setup: Setup) -> Iterable[Remedy]:
+        """Changes that need less memory, the mildest first."""
+        ...
