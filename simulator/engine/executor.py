@@ -21,7 +21,7 @@ from simulator.engine.sharing import Bundle, LinkSharing
 from simulator.engine.timeline import Rates, Timeline
 
 if TYPE_CHECKING:
-    from simulator.engine.arrays import BoolArray, FloatArray
+    from simulator.engine.ledger import BoolArray, FloatArray
 
 
 def execute(program: Program, *, record_rates: bool = False) -> Timeline:
@@ -261,7 +261,11 @@ class Executor:
         """Handle an event that is not the planned end of a task; return the tasks that end with it."""
         kind, subject = decode(code)
         if kind == BUNDLE_DONE:
-            return self.links.complete(subject, number, self.now)
+            done = self.links.complete(subject, number, self.now)
+            # All have ended before the first one's `on_end` can ask, or cancel.
+            for task in done:
+                self.end[task] = self.now
+            return done
         if kind == LATENCY_OVER:
             if subject not in self.cancelled:
                 self._flow(subject)

@@ -14,7 +14,11 @@ from simulator.engine.errors import ProgramError
 from simulator.engine.program import Memory
 
 if TYPE_CHECKING:
-    from simulator.engine.arrays import FloatArray, IntArray
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.int64]
+    BoolArray = NDArray[np.bool_]
 
 _LARGEST_HOLDERS = 5
 

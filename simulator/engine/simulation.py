@@ -50,7 +50,7 @@ class Simulation:
     Attributes
     ----------
     program : Program
-        The resources and all tasks submitted so far.
+        The resources and all tasks submitted so far; to read, as new work goes through the simulation.
 
     Examples
     --------

@@ -14,7 +14,7 @@ from simulator.engine.program import Link, Program, Stream
 if TYPE_CHECKING:
     import pandas as pd
 
-    from simulator.engine.arrays import BoolArray, FloatArray, IntArray, KindArray
+    from simulator.engine.ledger import BoolArray, FloatArray, IntArray
 
 COMPUTE, TRANSFER, BARRIER = 0, 1, 2
 KINDS = ("compute", "transfer", "barrier")
@@ -124,10 +124,9 @@ class Timeline:
         return np.array(self.program.route[: self.n_tasks], dtype=np.int64)
 
     @cached_property
-    def kind(self) -> KindArray:
+    def kind(self) -> IntArray:
         """Index of each task's kind in `KINDS`."""
-        kinds = np.where(self.route >= 0, TRANSFER, np.where(self.stream >= 0, COMPUTE, BARRIER))
-        return kinds.astype(np.int8)
+        return np.where(self.route >= 0, TRANSFER, np.where(self.stream >= 0, COMPUTE, BARRIER))
 
     @cached_property
     def resource(self) -> IntArray:

@@ -2,7 +2,7 @@
 
 from simulator.specs.base import Figure, Spec, validate
 from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, OperatorClass
-from simulator.specs.catalog import FOLDERS, Catalog, shipped_root
+from simulator.specs.catalog import FOLDERS, Catalog, scenario_with, shipped_root
 from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError
 from simulator.specs.hardware import Cluster, LinkType, MemoryDevice, Network, Node, NumberFormat, Processor
 from simulator.specs.machine import Edge, Engine, Hardware, Machine, Route, Span, Store, Tier
@@ -25,5 +25,5 @@ __all__ = [
     "LatentAttention", "LinkType", "Machine", "MemoryDevice", "MemroofError", "MixtureOfExperts", "Model", "Network", "Node",
     "NumberFormat", "OffloadScenario", "OffloadStrategy", "OffloadWorkload", "OperatorClass", "Problem", "Processor",
     "Route", "Scenario", "ServingScenario", "ServingStrategy", "ServingWorkload", "Span", "Spec", "SpecError", "Store",
-    "Tier", "TrainingScenario", "TrainingStrategy", "TrainingWorkload", "UnknownNameError", "shipped_root", "validate",
+    "Tier", "scenario_with", "TrainingScenario", "TrainingStrategy", "TrainingWorkload", "UnknownNameError", "shipped_root", "validate",
 ]

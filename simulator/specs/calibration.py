@@ -21,34 +21,67 @@ Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class MatmulConstants(Spec):
-    """GEMM: what full tiles reach, and what edges, waves and short loops lose."""
+    """GEMM: what full tiles reach, and what edges, waves, short loops and few tiles lose."""
 
     peak_efficiency: Number | None = None
-    """Sustained share of the dense peak where tiles and waves are full (clock droop, issue slots)."""
+    """Sustained share of the dense peak for very large tiles, all waves full (clock droop, issue slots)."""
     memory_efficiency: Number | None = None
     """Sustained share of the memory bandwidth where operands are streamed once."""
     tile_m: Number | None = None
     tile_n: Number | None = None
-    """Largest output tile of one unit, elements."""
+    """Longest edges of the output tile of one unit, elements; halves and quarters of them are tried too."""
+    tile_edge: Number | None = None
+    """Tile edge, elements, at which loading operands takes as long as multiplying: small tiles are slower."""
     prologue_k: Number | None = None
-    """Length of the k loop, in elements, that filling and draining the pipeline is worth."""
+    """Length of the k loop, elements, that filling and draining the pipeline of a tile is worth."""
+    fill: Number | None = None
+    """Share of the units that must be busy to saturate the memory."""
     grouped_efficiency: Number | None = None
-    """Further factor of grouped (MoE) products over the same product ungrouped."""
+    """Further factor of grouped (MoE) products over the same product ungrouped: uneven groups, gathers."""
 
 
 class AttentionConstants(Spec):
-    """Attention kernels, prefill and training."""
+    """Fused attention kernels, prefill and training."""
 
     peak_efficiency: Number | None = None
-    """Sustained share of the dense matrix peak, forward, long sequences."""
+    """Sustained share of the dense matrix peak, forward, long sequences and a wide head."""
     backward_efficiency: Number | None = None
+    """The same for the backward pass."""
     memory_efficiency: Number | None = None
+    """Sustained share of the memory bandwidth."""
+    softmax_dim: Number | None = None
+    """Head dimension at which the exponentials of a score take as long as its products."""
     tile: Number | None = None
     """Query rows of one tile; causal work is rounded up to it."""
+    prologue_keys: Number | None = None
+    """Keys that starting and ending a tile is worth."""
+    base_latency: Seconds | None = None
+    """Shortest time."""
+
+
+class DecodeConstants(Spec):
+    """Attention of few queries over a long cache (FlashDecoding, paged)."""
+
+    memory_efficiency: Number | None = None
+    """Sustained share of the memory bandwidth on a long cache."""
+    peak_efficiency: Number | None = None
+    """Sustained share of the matrix peak, padding of the query rows apart."""
+    row_tile: Number | None = None
+    """Query rows (queries times heads of a KV head) that a matrix instruction pads to."""
+    key_tile: Number | None = None
+    """Keys that a block pads to."""
+    split_keys: Number | None = None
+    """Shortest part of a sequence, keys, that is given to a block of its own."""
+    fill: Number | None = None
+    """Share of the units that must be busy to saturate the memory."""
+    block_latency: Seconds | None = None
+    """Of one more wave of blocks: page table, first load, combination."""
+    base_latency: Seconds | None = None
+    """Shortest time: launch, dependent loads, combination of the splits."""
 
 
 class StreamConstants(Spec):
-    """Kernels bound by a memory: element-wise, norms, gathers, decode attention."""
+    """Kernels bound by a memory: element-wise, norms, gathers."""
 
     memory_efficiency: Number | None = None
     """Sustained share of the bandwidth for large kernels."""
@@ -63,10 +96,16 @@ class CollectiveConstants(Spec):
     """Sustained share of the link bandwidth for large messages inside a node."""
     network_efficiency: Number | None = None
     """The same between nodes."""
-    half_bytes: Number | None = None
-    """Message bytes a rank at which half of the sustained bandwidth is reached."""
+    in_switch_efficiency: Number | None = None
+    """The same where the switch reduces."""
     base_latency: Seconds | None = None
     """Of any collective: launch and synchronisation."""
+    hop_latency: Seconds | None = None
+    """Of software in each hop (copy, flag), on top of the link's."""
+    handshake: Seconds | None = None
+    """Further latency of the protocol of full bandwidth (NCCL's Simple), twice where the switch reduces."""
+    low_latency_share: Number | None = None
+    """Share of the sustained bandwidth of the protocol without the handshake (NCCL's LL and LL128)."""
 
 
 class TransferConstants(Spec):
@@ -76,6 +115,8 @@ class TransferConstants(Spec):
     """Sustained share of the narrowest link for large pinned copies."""
     storage_efficiency: Number | None = None
     """The same where the path begins or ends in flash."""
+    half_bytes: Number | None = None
+    """Bytes of one request at which half of the sustained bandwidth is reached."""
 
 
 class HostConstants(Spec):
@@ -98,7 +139,7 @@ class Calibration(Spec):
     note: str = ""
     matmul: MatmulConstants = MatmulConstants()
     attention: AttentionConstants = AttentionConstants()
-    decode_attention: StreamConstants = StreamConstants()
+    decode_attention: DecodeConstants = DecodeConstants()
     elementwise: StreamConstants = StreamConstants()
     collective: CollectiveConstants = CollectiveConstants()
     transfer: TransferConstants = TransferConstants()

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from simulator.specs.base import Spec, validate
 from simulator.specs.calibration import Calibration, merge_calibration
-from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError, unknown
+from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError, did_you_mean, unknown
 from simulator.specs.hardware import Cluster, Device, LinkType, MemoryDevice, Network, Node, Processor
 from simulator.specs.machine import Engine, Hardware, Machine, build_machine
 from simulator.specs.model import Model
@@ -39,6 +39,12 @@ def shipped_root() -> Path:
     """Return the folder that holds the shipped data: inside the installed package, or the checkout."""
     inside = _PACKAGE / "data"
     return inside if inside.is_dir() else _PACKAGE.parent
+
+
+def scenario_with(scenario: Scenario, overrides: Mapping[str, str]) -> Scenario:
+    """Return a checked scenario with some keys set, as by ``--set``; raises :class:`SpecError` if one is wrong."""
+    document = override(Document(scenario.name, scenario.model_dump(exclude_unset=True), {}), dict(overrides))
+    return validate(document, type(scenario))
 
 
 class Catalog:
@@ -163,11 +169,15 @@ class Catalog:
 
     def scenario(self, name: str) -> Scenario:
         """Return a scenario by name or path, checked, with overrides applied and references resolved."""
-        document = self.scenario_document(name)
+        return self.check_scenario(self.scenario_document(name))
+
+    def check_scenario(self, document: Document) -> Scenario:
+        """Check a scenario's tree against the schema of its kind and resolve the names in it."""
         kind = document.data.get("kind") if isinstance(document.data, dict) else None
         if not isinstance(kind, str) or kind not in SCENARIO_KINDS:
             found = "missing" if kind is None else f"found {kind!r}"
-            raise SpecError([document.problem(("kind",), f"{found}, expected one of training, serving, offload")])
+            hint = did_you_mean(str(kind), SCENARIO_KINDS) if kind else ""
+            raise SpecError([document.problem(("kind",), f"{found}, expected one of training, serving, offload{hint}")])
         scenario: Scenario = validate(document, SCENARIO_KINDS[kind])
         if not scenario.name:
             scenario = scenario.model_copy(update={"name": Path(document.file).stem})
@@ -180,6 +190,10 @@ class Catalog:
         if path.suffix not in (".yaml", ".yml") and not path.is_file():
             path = self.file("scenario", name)
         return self._assigned(read_document(path), "scenario")
+
+    def scenario_from(self, content: Mapping[str, object], file: str = "scenario") -> Scenario:
+        """Check a scenario that is given as keys and values instead of a file."""
+        return self.check_scenario(self._assigned(Document(file, dict(content), {}), "scenario"))
 
     def hardware(self, choice: HardwareChoice) -> Hardware:
         """Expand a choice of device, node or cluster into machines and the network between them."""
@@ -205,6 +219,8 @@ class Catalog:
         return build_machine(self.node(node), self.device, self.link)
 
     def _bare(self, device: Processor, count: int) -> Hardware:
+        if not device.memory:
+            raise MemroofError(f"{device.name} has no memory of its own; name a node that gives it DRAM")
         components: dict[str, object] = {"gpu": {"device": device.name, "count": count}}
         wires: list[object] = []
         fabric = device.fabric or device.host_link

@@ -1,28 +1,29 @@
-"""A machine as a graph: memories and processors are nodes, links are edges; paths, contention and rank groups.
+"""A machine as a graph: memories and processors are nodes, links are edges; paths, contention, rank groups.
 
-Every resource that transfers share is one directed :class:`Edge` with a bandwidth: a memory's port, one direction of a
-link, a bus. Two paths contend where they have an edge in common.
+Every resource that transfers share is one directed :class:`Edge` with a bandwidth: a memory's port, one
+direction of a link, a bus. Two paths contend where they have an edge in common.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from simulator.specs.errors import MemroofError, did_you_mean
-from simulator.specs.hardware import LinkType, MemoryDevice, Network, Node, Price, Processor
+from simulator.specs.hardware import (
+    Component,
+    LinkType,
+    MemoryDevice,
+    MemoryPort,
+    Network,
+    Node,
+    Price,
+    Processor,
+)
+from simulator.specs.routing import Edge, best_paths, concurrent_rate
 
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """A directed capacity that transfers share max-min fairly: bandwidth [B/s], latency [s]."""
-
-    name: str
-    bandwidth: float
-    latency: float = 0.0
-    link: LinkType | None = None
+__all__ = ["Edge", "Engine", "Hardware", "Machine", "Route", "Span", "Store", "Tier", "build_machine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Machine:
     accelerator: str
     """The component whose processors are the ranks: the first that is no CPU, else the CPU."""
     node: Node | None = field(repr=False, default=None)
-    price: Price = Price()
+    price: Price = field(default_factory=Price)
 
     @cached_property
     def ranks(self) -> tuple[Engine, ...]:
@@ -135,6 +136,10 @@ class Machine:
             table.setdefault(source, []).append((target, edge))
         return table
 
+    @cached_property
+    def _paths(self) -> dict[str, dict[str, tuple[Edge, ...]]]:
+        return {}
+
     def store(self, name: str) -> Store:
         """Return a memory by name; raises :class:`MemroofError` with the nearest names."""
         if name not in self._stores:
@@ -146,39 +151,36 @@ class Machine:
         return tuple(store for store in self.stores if store.tier == tier)
 
     def path(self, source: str, target: str) -> Route:
-        """Return the shortest path between two memories: fewest hops first, then latency, then name.
+        """Return the best path between two memories; see :func:`~simulator.specs.routing.best_paths`.
 
         The route begins with the source's read port and ends with the target's write port. Raises
         :class:`MemroofError` if nothing connects them.
         """
         start, end = self.store(source), self.store(target)
-        hops = self._shortest(start.owner, end.owner)
-        if hops is None:
-            raise MemroofError(f"{self.name}: no path from {source} to {target}; add a wire between them")
-        edges = (start.read, *hops, end.write)
+        edges = (start.read, *self._between(start.owner, end.owner, source, target), end.write)
         return Route(source, target, tuple(dict.fromkeys(edges)))
 
-    def _shortest(self, source: str, target: str) -> tuple[Edge, ...] | None:
-        queue: list[tuple[int, float, tuple[str, ...], str, tuple[Edge, ...]]] = [(0, 0.0, (), source, ())]
-        done: set[str] = set()
-        while queue:
-            hops, latency, names, here, edges = heapq.heappop(queue)
-            if here == target:
-                return edges
-            if here in done:
-                continue
-            done.add(here)
-            for there, edge in self._neighbours.get(here, ()):
-                if there not in done:
-                    step = (hops + 1, latency + edge.latency, (*names, edge.name), there, (*edges, edge))
-                    heapq.heappush(queue, step)
-        return None
-
     def peer_edges(self, rank: int, peer: int) -> tuple[Edge, ...]:
-        """Return the edges between two accelerators, memory ports left out."""
-        hops = self._shortest(self.ranks[rank].name, self.ranks[peer].name)
+        """Return the edges from one accelerator to another, memory ports left out.
+
+        Raises
+        ------
+        MemroofError
+            If nothing connects them, or there is no such rank.
+        """
+        for index in (rank, peer):
+            if not 0 <= index < len(self.ranks):
+                raise MemroofError(f"{self.name} has no rank {index}; it has {len(self.ranks)}")
+        source, target = self.ranks[rank].name, self.ranks[peer].name
+        return self._between(source, target, source, target)
+
+    def _between(self, source: str, target: str, start: str, end: str) -> tuple[Edge, ...]:
+        if source not in self._paths:
+            accelerators = frozenset(engine.name for engine in self.engines if engine.device.kind != "cpu")
+            self._paths[source] = best_paths(self._neighbours, source, accelerators)
+        hops = self._paths[source].get(target)
         if hops is None:
-            raise MemroofError(f"{self.name}: no path between {self.ranks[rank].name} and {self.ranks[peer].name}")
+            raise MemroofError(f"{self.name}: no path from {start} to {end}; add a wire between them")
         return hops
 
 
@@ -227,68 +229,85 @@ class Hardware:
         MemroofError
             If the group needs more ranks than there are, or nothing connects its members.
         """
-        if size * stride > self.size and size > 1 and (size - 1) * stride + 1 > self.size:
+        if size < 1 or stride < 1:
+            raise MemroofError(f"a group needs a size and a stride of at least 1; found {size} and {stride}")
+        if (size - 1) * stride >= self.size:
             raise MemroofError(
                 f"a group of {size} ranks with stride {stride} needs {(size - 1) * stride + 1} ranks; "
                 f"{self.name} has {self.size}"
             )
+        if (size, stride) not in self._spans:
+            self._spans[size, stride] = self._span(size, stride)
+        return self._spans[size, stride]
+
+    @cached_property
+    def _spans(self) -> dict[tuple[int, int], Span]:
+        return {}
+
+    def _span(self, size: int, stride: int) -> Span:
         per_node = self.ranks_per_node
-        local = max(1, min(size, -(-per_node // stride)))
-        while size % local:
-            local -= 1
-        tiers: list[Tier] = []
-        if local > 1:
-            tiers.append(self._node_tier(local, stride))
-        tiers.extend(self._network_tiers(size // local, max(1, stride // per_node)))
-        return Span(tuple(tiers))
+        local = _divisor(size, -(-per_node // stride))
+        tiers = [self._node_tier(local, stride)] if local > 1 else []
+        return Span((*tiers, *self._network_tiers(size // local, max(1, stride // per_node))))
 
     def _node_tier(self, size: int, stride: int) -> Tier:
-        edges = self.machine.peer_edges(0, min(stride, self.ranks_per_node - 1))
-        bandwidth = min(self._per_rank(edge) for edge in edges)
-        reduces = all(edge.link is not None and edge.link.in_network_reduction for edge in edges)
-        return Tier("node", size, bandwidth, sum(edge.latency for edge in edges), reduces)
-
-    def _per_rank(self, edge: Edge) -> float:
-        # an edge that several ranks must cross to reach the others (a host bridge, a bus) is shared by them
-        if not self.machine.node or self.ranks_per_node < 2:
-            return edge.bandwidth
-        crossing = sum(
-            edge in self.machine.peer_edges(rank, (rank + 1) % self.ranks_per_node) for rank in range(self.ranks_per_node)
+        # every group of this shape communicates at once, each around a ring, and shares what the rings cross
+        span = size * stride
+        starts = [b + i for b in range(0, self.ranks_per_node, span) for i in range(stride)]
+        groups = [
+            range(start, start + span, stride)
+            for start in starts
+            if start + span - stride < self.ranks_per_node
+        ]
+        pairs = [(a, group[(i + 1) % size]) for group in groups for i, a in enumerate(group)]
+        routes = [self.machine.peer_edges(a, b) for a, b in pairs]
+        latency = max(sum(edge.latency for edge in route) for route in routes)
+        if all(len(route) == 1 for route in routes):
+            return Tier("node", size, min(self._direct(a, group) for group in groups for a in group), latency)
+        reduces = all(
+            edge.link is not None and edge.link.in_network_reduction for route in routes for edge in route
         )
-        direct = self._direct_links()
-        return edge.bandwidth * direct / max(1, crossing) if direct > 1 else edge.bandwidth / max(1, crossing)
+        return Tier("node", size, concurrent_rate(routes), latency, reduces)
 
-    def _direct_links(self) -> int:
-        # all-to-all wired accelerators use every one of their direct links at once
-        names = {engine.name for engine in self.machine.ranks}
-        first = self.machine.ranks[0].name
-        return sum(source == first and target in names for source, target, _ in self.machine.links)
+    def _direct(self, rank: int, group: Iterable[int]) -> float:
+        # accelerators wired to one another run as many rings as they have links, and so use all at once
+        routes = [self.machine.peer_edges(rank, peer) for peer in group if peer != rank]
+        edges = [route[0] for route in routes if len(route) == 1]
+        return sum(
+            e.bandwidth / (2.0 if e.link is not None and e.link.duplex == "half" else 1.0) for e in edges
+        )
 
     def _network_tiers(self, nodes: int, stride: int) -> list[Tier]:
+        outermost = self.network[-1][0].nodes if self.network else 1
+        if nodes > 1 and outermost is not None and self.nodes > outermost:
+            raise MemroofError(
+                f"{self.name} has no network that joins {self.nodes} nodes; "
+                "give it a 'network' level that reaches them"
+            )
         tiers: list[Tier] = []
-        remaining, reach = nodes, 1
-        bandwidth, latency = float("inf"), 0.0
+        reach, bandwidth, latency = 1, float("inf"), 0.0
         for index, (level, link) in enumerate(self.network):
-            if remaining <= 1:
+            if nodes <= 1:
                 break
-            bandwidth = min(bandwidth, link.bandwidth * level.links_per_node / self.ranks_per_node) / level.oversubscription
-            latency += link.latency
-            last = index == len(self.network) - 1
-            members = remaining
-            if level.nodes is not None and not last:
-                members = max(1, min(remaining, level.nodes // reach // stride))
-                while remaining % members:
-                    members -= 1
-                reach = level.nodes
-                stride = 1 if members > 1 else max(1, stride // level.nodes)
+            bandwidth = (
+                min(bandwidth, link.bandwidth * level.links_per_node / self.ranks_per_node)
+                / level.oversubscription
+            )
+            latency = max(latency, link.latency)
+            members = nodes
+            if level.nodes is not None and index < len(self.network) - 1:
+                units = max(1, level.nodes // reach)
+                members = _divisor(nodes, units // stride)
+                reach, stride = level.nodes, max(1, stride * members // units)
             if members > 1:
                 tiers.append(Tier(level.name, members, bandwidth, latency, link.in_network_reduction))
-            remaining //= members
-        if remaining > 1:
-            raise MemroofError(
-                f"{self.name} has no network that joins {nodes} nodes; give the cluster a 'network' level that reaches them"
-            )
+            nodes //= members
         return tiers
+
+
+def _divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of a number that does not exceed a limit; 1 if the limit is below 1."""
+    return next((d for d in range(min(number, limit), 1, -1) if number % d == 0), 1)
 
 
 LinkLookup = Callable[[str], LinkType]
@@ -296,33 +315,59 @@ DeviceLookup = Callable[[str], Processor | MemoryDevice]
 
 
 def build_machine(node: Node, device: DeviceLookup, link: LinkLookup) -> Machine:
-    """Expand a node's components and wires into named parts, memories and directed edges."""
+    """Expand a node's components and wires into named parts, memories and directed edges.
+
+    A component of several parts names them with an index (``gpu0``); one part bears the component's own name.
+
+    Raises
+    ------
+    MemroofError
+        If nothing computes, a capacity or bandwidth is set on a part that has no memory, a component of one
+        part is wired to itself, or two wires join the same two parts.
+    """
     engines: list[Engine] = []
     stores: list[Store] = []
     parts: dict[str, list[str]] = {}
     for component, spec in node.components.items():
         names = [component] if spec.count == 1 else [f"{component}{i}" for i in range(spec.count)]
         parts[component] = names
-        if spec.device is None:
-            continue
-        found = device(spec.device)
+        found = device(spec.device) if spec.device is not None else None
+        ports = _ports(node.name, component, spec, found)
         for name in names:
             if isinstance(found, Processor):
-                memories = [_port(name, key, port) for key, port in found.memory.items()]
+                memories = [_port(name, key, port) for key, port in ports.items()]
                 stores.extend(memories)
                 engines.append(Engine(name, component, found, memories[0].name if memories else None))
-            else:
+            elif found is not None:
                 stores.append(_device_store(name, found, spec.capacity, spec.bandwidth))
-    links = [edge for wire in node.wires for edge in _wire(parts, wire.between, link(wire.link), wire.lanes)]
+    links = _links(node, parts, link)
     engines = [_with_memory(engine, stores, links) for engine in engines]
     accelerators = [e.component for e in engines if e.device.kind != "cpu"] or [e.component for e in engines]
+    if not accelerators:
+        raise MemroofError(f"{node.name}: no component computes; add a processor")
     return Machine(node.name, tuple(engines), tuple(stores), tuple(links), accelerators[0], node, node.price)
 
 
-def _port(owner: str, key: str, port: object) -> Store:
-    capacity, bandwidth = port.capacity, port.bandwidth  # type: ignore[attr-defined]
-    edge = Edge(f"{owner}.{key}", bandwidth, port.latency)  # type: ignore[attr-defined]
-    return Store(edge.name, port.technology, capacity, edge, edge, owner, key)  # type: ignore[attr-defined]
+def _ports(
+    node: str, component: str, spec: Component, device: Processor | MemoryDevice | None
+) -> dict[str, MemoryPort]:
+    """Return a processor's memories, the main one with the capacity and bandwidth that the node gives it."""
+    ports = dict(device.memory) if isinstance(device, Processor) else {}
+    changes = {key: getattr(spec, key) for key in ("capacity", "bandwidth") if getattr(spec, key) is not None}
+    if changes and not isinstance(device, MemoryDevice):
+        if not ports:
+            raise MemroofError(
+                f"{node}: component {component!r} has no memory of its own; "
+                "give 'capacity' and 'bandwidth' to the component that stores"
+            )
+        main = next(iter(ports))
+        ports[main] = ports[main].model_copy(update=changes)
+    return ports
+
+
+def _port(owner: str, key: str, port: MemoryPort) -> Store:
+    edge = Edge(f"{owner}.{key}", port.bandwidth, port.latency)
+    return Store(edge.name, port.technology, port.capacity, edge, edge, owner, key)
 
 
 def _device_store(name: str, device: MemoryDevice, capacity: float | None, bandwidth: float | None) -> Store:
@@ -337,7 +382,7 @@ def _device_store(name: str, device: MemoryDevice, capacity: float | None, bandw
 
 
 def _with_memory(engine: Engine, stores: list[Store], links: list[tuple[str, str, Edge]]) -> Engine:
-    """A CPU's main memory is the first DRAM that is wired to it."""
+    """Give a CPU without memory of its own the first DRAM that is wired to it."""
     if engine.memory is not None:
         return engine
     joined = {target for source, target, _ in links if source == engine.name}
@@ -345,23 +390,30 @@ def _with_memory(engine: Engine, stores: list[Store], links: list[tuple[str, str
     return replace(engine, memory=main)
 
 
-def _wire(
-    parts: Mapping[str, list[str]], between: tuple[str, str], link: LinkType, lanes: float
-) -> list[tuple[str, str, Edge]]:
-    first, second = parts[between[0]], parts[between[1]]
+def _links(node: Node, parts: Mapping[str, list[str]], link: LinkLookup) -> list[tuple[str, str, Edge]]:
+    links: list[tuple[str, str, Edge]] = []
+    joined: set[frozenset[str]] = set()
+    for wire in node.wires:
+        pairs = _pairs(parts, wire.between)
+        if not pairs:
+            raise MemroofError(
+                f"{node.name}: {wire.between[0]!r} is wired to itself, which needs at least two parts"
+            )
+        kind = link(wire.link)
+        for a, b in pairs:
+            if frozenset((a, b)) in joined:
+                raise MemroofError(f"{node.name}: two wires join {a} and {b}; use one, with 'lanes'")
+            joined.add(frozenset((a, b)))
+            half = kind.duplex == "half"
+            there = Edge(f"{a}-{b}" if half else f"{a}>{b}", kind.bandwidth * wire.lanes, kind.latency, kind)
+            back = there if half else replace(there, name=f"{b}>{a}")
+            links += [(a, b, there), (b, a, back)]
+    return links
+
+
+def _pairs(parts: Mapping[str, list[str]], between: tuple[str, str]) -> list[tuple[str, str]]:
+    first, second = (parts[name] for name in between)
     if between[0] == between[1]:
-        pairs = [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
-    else:
-        few, many = sorted((len(first), len(second)))
-        block = many // few
-        pairs = [
-            (first[i if len(first) == many else i // block], second[i if len(second) == many else i // block])
-            for i in range(many)
-        ]
-    bandwidth = link.bandwidth * lanes
-    edges: list[tuple[str, str, Edge]] = []
-    for a, b in pairs:
-        there = Edge(f"{a}>{b}" if link.duplex == "full" else f"{a}-{b}", bandwidth, link.latency, link)
-        back = there if link.duplex == "half" else Edge(f"{b}>{a}", bandwidth, link.latency, link)
-        edges += [(a, b, there), (b, a, back)]
-    return edges
+        return [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
+    many = max(len(first), len(second))
+    return [(first[i * len(first) // many], second[i * len(second) // many]) for i in range(many)]

@@ -93,6 +93,8 @@ class Model(Spec):
     """A norm after the embedding (BLOOM, BERT)."""
     qk_norm: Literal["none", "head", "full"] = "none"
     """A norm on queries and keys: over one head_dim (Qwen 3, Gemma 3) or over all heads."""
+    qk_norm_weight: bool = True
+    """Whether that norm has learned weights; Llama 4's has none."""
     activation: Literal["gelu", "relu", "silu"]
     gated_mlp: bool = False
     attention_bias: bool = False

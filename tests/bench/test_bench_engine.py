@@ -7,7 +7,7 @@ N_STREAMS, N_LINKS = 64, 16
 
 
 def chains_and_links(n_tasks: int) -> Program:
-    """64 chains that alternate compute and transfer on one of 16 links; every tenth step also needs a neighbour."""
+    """64 chains, alternating compute and transfers on 16 links; each tenth step also needs a neighbour."""
     program = Program("chains and links")
     streams = [program.stream(f"gpu{index}") for index in range(N_STREAMS)]
     links = [program.link(f"link{index}", 25e9) for index in range(N_LINKS)]

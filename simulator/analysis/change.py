@@ -1,0 +1,153 @@
+"""What would change the answer: remedies for what does not fit, and sensitivity to each hardware figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from simulator.analysis.result import Result, Value
+from simulator.analysis.strategies import strategy
+from simulator.cost import CostModel
+from simulator.specs import Hardware, MemroofError, Processor, scenario_with
+from simulator.specs.machine import Edge, Machine, Store
+from simulator.strategy import Remedy, Setup
+
+STEP = 0.1
+"""Relative change of a hardware figure for the sensitivity."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemedyTried:
+    """A change that was tried: whether it fits, and how fast it is."""
+
+    description: str
+    overrides: Mapping[str, str]
+    fits: bool
+    ok: bool
+    headline: Value | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What 10 % more of one hardware figure does to the headline: relative change of its value."""
+
+    figure: str
+    change: float
+    effect: float
+
+
+def try_remedies(setup: Setup, *, most: int = 4) -> tuple[RemedyTried, ...]:
+    """Run the changes that a strategy proposes and return those that fit, the mildest first."""
+    found: list[RemedyTried] = []
+    module = strategy(setup.scenario.kind)
+    for remedy in module.remedies(setup):
+        tried = _try(setup, remedy)
+        if tried is not None and tried.fits:
+            found.append(tried)
+        if len(found) >= most:
+            break
+    return tuple(found)
+
+
+def _try(setup: Setup, remedy: Remedy) -> RemedyTried | None:
+    try:
+        scenario = scenario_with(setup.scenario, remedy.overrides)
+        nodes = scenario.hardware.nodes
+        hardware = setup.hardware.with_nodes(nodes) if nodes else setup.hardware
+        changed = replace(setup, scenario=scenario, hardware=hardware)
+        result = Result(changed, strategy(scenario.kind).simulate(changed))
+    except MemroofError:  # the change breaks another rule of the strategy: no remedy
+        return None
+    return RemedyTried(remedy.description, remedy.overrides, result.fits, result.ok, result.headline)
+
+
+def sensitivity(result: Result) -> tuple[Sensitivity, ...]:
+    """Run the scenario with 10 % more of each hardware figure; the largest effect first."""
+    setup, rows = result.setup, []
+    base = result.headline.value
+    for name, change in FIGURES.items():
+        hardware = change(setup.hardware, 1.0 + STEP)
+        changed = replace(setup, hardware=hardware, cost=CostModel(hardware.device, setup.cost.calibration))
+        found = Result(changed, strategy(setup.scenario.kind).simulate(changed)).headline.value
+        if base and found != base:
+            rows.append(Sensitivity(name, STEP, found / base - 1.0))
+    return tuple(sorted(rows, key=lambda row: (-abs(row.effect), row.figure)))
+
+
+def _with_device(hardware: Hardware, change: Callable[[Processor], Processor]) -> Hardware:
+    machine = hardware.machine
+    engines = tuple(
+        replace(engine, device=change(engine.device)) if engine.component == machine.accelerator else engine
+        for engine in machine.engines
+    )
+    return replace(hardware, machine=_machine(machine, engines=engines))
+
+
+def _machine(machine: Machine, **changes: Any) -> Machine:
+    return replace(machine, **changes)
+
+
+def _peak(hardware: Hardware, factor: float) -> Hardware:
+    def change(device: Processor) -> Processor:
+        compute = device.compute
+        scaled = {
+            name: {key: value * factor for key, value in getattr(compute, name).items()} for name in ("matrix", "vector")
+        }
+        return device.model_copy(update={"compute": compute.model_copy(update=scaled)})
+
+    return _with_device(hardware, change)
+
+
+def _bandwidth(hardware: Hardware, factor: float) -> Hardware:
+    def change(device: Processor) -> Processor:
+        memory = {k: m.model_copy(update={"bandwidth": m.bandwidth * factor}) for k, m in device.memory.items()}
+        return device.model_copy(update={"memory": memory})
+
+    changed = _with_device(hardware, change)
+    owners = {engine.memory for engine in hardware.machine.ranks}
+    return _with_stores(changed, lambda store: store.name in owners, factor)
+
+
+def _with_stores(hardware: Hardware, chosen: Callable[[Store], bool], factor: float) -> Hardware:
+    def faster(edge: Edge) -> Edge:
+        return replace(edge, bandwidth=edge.bandwidth * factor)
+
+    stores = tuple(
+        replace(store, read=faster(store.read), write=faster(store.write)) if chosen(store) else store
+        for store in hardware.machine.stores
+    )
+    return replace(hardware, machine=_machine(hardware.machine, stores=stores))
+
+
+def _links(hardware: Hardware, factor: float, *, peers: bool) -> Hardware:
+    """Scale the links on the way between accelerators (``peers``), or all the others."""
+    machine = hardware.machine
+    between = set(machine.peer_edges(0, 1)) if len(machine.ranks) > 1 else set()
+    kinds = {edge.link.name for edge in between if edge.link is not None}
+    links = tuple(
+        (a, b, replace(edge, bandwidth=edge.bandwidth * factor))
+        if (edge.link is not None and edge.link.name in kinds) == peers
+        else (a, b, edge)
+        for a, b, edge in machine.links
+    )
+    return replace(hardware, machine=_machine(machine, links=links))
+
+
+def _network(hardware: Hardware, factor: float) -> Hardware:
+    levels = tuple(
+        (level, link.model_copy(update={"bandwidth": link.bandwidth * factor})) for level, link in hardware.network
+    )
+    return replace(hardware, network=levels)
+
+
+FIGURES: Mapping[str, Callable[[Hardware, float], Hardware]] = {
+    "accelerator peak FLOP/s": _peak,
+    "accelerator memory bandwidth": _bandwidth,
+    "accelerator-to-accelerator link bandwidth": lambda hardware, factor: _links(hardware, factor, peers=True),
+    "host link bandwidth": lambda hardware, factor: _links(hardware, factor, peers=False),
+    "network bandwidth": _network,
+    "host DRAM bandwidth": lambda hardware, factor: _with_stores(hardware, lambda s: s.tier == "dram", factor),
+    "flash bandwidth": lambda hardware, factor: _with_stores(hardware, lambda s: s.tier in ("nvme", "ufs"), factor),
+}
+"""Hardware figures that the sensitivity varies, each a function of (hardware, factor)."""

@@ -1,0 +1,68 @@
+"""Load a scenario and answer it: load, price, lower, execute, analyse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from simulator.analysis.result import Result
+from simulator.analysis.strategies import strategy
+from simulator.cost import CostModel
+from simulator.specs import Catalog, Scenario
+from simulator.strategy import Setup
+
+
+def load(
+    scenario: str | Path | Mapping[str, Any] | Scenario,
+    *,
+    catalog: Catalog | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Setup:
+    """Read and check a scenario with everything that it names.
+
+    Parameters
+    ----------
+    scenario : str, Path, mapping or Scenario
+        A name of the catalog, a path, the content of a scenario file, or a checked scenario.
+    catalog : Catalog, optional
+        Where names are looked up; the shipped catalog if absent.
+    overrides : mapping of str to str, optional
+        ``--set`` assignments, for a catalog that is made here.
+
+    Raises
+    ------
+    MemroofError
+        One line for each problem.
+    """
+    catalog = catalog or Catalog(overrides=overrides)
+    if isinstance(scenario, (str, Path)):
+        checked: Scenario = catalog.scenario(str(scenario))
+    elif isinstance(scenario, Mapping):
+        checked = catalog.scenario_from(scenario)
+    else:
+        checked = scenario
+    model = catalog.model(checked.model)
+    hardware = catalog.hardware(checked.hardware)
+    return Setup(checked, model, hardware, CostModel(hardware.device, catalog.calibration(hardware.device)))
+
+
+def run(
+    scenario: str | Path | Mapping[str, Any] | Scenario,
+    *,
+    catalog: Catalog | None = None,
+    overrides: Mapping[str, str] | None = None,
+    detail: bool = False,
+) -> Result:
+    """Answer a scenario: does it fit, how fast is it, what binds it, how sure are we.
+
+    ``detail`` asks for a timeline operator by operator. See :func:`load` for the other parameters and errors.
+    """
+    return answer(load(scenario, catalog=catalog, overrides=overrides), detail=detail)
+
+
+def answer(setup: Setup, *, detail: bool = False) -> Result:
+    """Answer a loaded setup."""
+    result = Result(setup, strategy(setup.scenario.kind).simulate(setup, detail=detail))
+    _ = result.expectations, result.limits  # a metric that does not exist is an error of the scenario: say so now
+    return result

@@ -1,0 +1,56 @@
+"""What commands write: data on stdout, files on request, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print text lines on stdout, without trailing blanks."""
+    for line in lines:
+        click.echo(line.rstrip())
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON document on stdout: keys as they come, infinities and NaN as null."""
+    click.echo(json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """Say something that is no data, on stderr."""
+    click.echo(text, err=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; a folder that is missing or read-only is the user's to mend.
+
+    Raises
+    ------
+    MemroofError
+        If the file cannot be written.
+    """
+    from simulator.specs.errors import MemroofError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MemroofError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def finite(data: Any) -> Any:
+    """Return data that JSON can hold: plain containers and scalars, null for what is not finite."""
+    if isinstance(data, Mapping):
+        return {str(key): finite(value) for key, value in data.items()}
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        return [finite(item) for item in data]
+    if hasattr(data, "tolist"):
+        return finite(data.tolist())
+    if isinstance(data, float):
+        return float(data) if math.isfinite(data) else None
+    return data

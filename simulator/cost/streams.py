@@ -1,0 +1,121 @@
+"""Streams of bytes: element-wise kernels, gathers, copies between memories, and the optimizer's traffic."""
+
+from __future__ import annotations
+
+from simulator.cost.numeric import Parts, ceil, larger
+from simulator.graph.work import Numeric
+
+TRANSACTION_BYTES = 64.0
+"""Shortest access of DRAM and HBM that is not wasted: a burst of 64 bytes (JEDEC DDR4, DDR5, HBM2)."""
+
+
+def stream_time(
+    size: Numeric,
+    flops: Numeric = 0.0,
+    kernels: int = 1,
+    *,
+    peak: float,
+    bandwidth: float,
+    memory_efficiency: float,
+    half_bytes: float,
+    launch: float,
+) -> Parts:
+    """Return the time of ``kernels`` kernels that read and write ``size`` bytes in all.
+
+    Parameters
+    ----------
+    size, flops : number or array
+        Bytes read and written; vector FLOPs.
+    kernels : int
+        Kernels that share the bytes equally.
+    peak, bandwidth : float
+        Vector peak [FLOP/s] and memory bandwidth [B/s].
+    memory_efficiency, half_bytes : float
+        Constants; see :class:`simulator.specs.calibration.StreamConstants`.
+    launch : float
+        Shortest time of a kernel [s].
+
+    Returns
+    -------
+    Parts
+        Seconds: the longest of launch, compute and memory, the latter (size + half) / bandwidth (Hockney 1994's
+        half-performance length: half of the bandwidth at ``half_bytes``).
+    """
+    memory = (size + kernels * half_bytes) / (bandwidth * memory_efficiency)
+    compute = flops / peak
+    floor = launch * kernels
+    return Parts(larger(larger(memory, compute), floor), compute, memory, 0.0, floor)
+
+
+def gather_bytes(rows: Numeric, row_bytes: Numeric) -> Numeric:
+    """Return the traffic of looking up rows and writing them densely; short rows waste part of a DRAM burst [B]."""
+    burst: Numeric = ceil(row_bytes / TRANSACTION_BYTES) * TRANSACTION_BYTES
+    return rows * (burst + row_bytes)
+
+
+def transfer_time(
+    size: Numeric,
+    bandwidth: Numeric,
+    *,
+    latency: float = 0.0,
+    efficiency: float = 1.0,
+    half_bytes: float = 0.0,
+    chunk: Numeric | None = None,
+) -> Parts:
+    """Return the time of a copy between memories.
+
+    Parameters
+    ----------
+    size : number or array
+        Bytes.
+    bandwidth : number or array
+        Of the narrowest part of the path [B/s].
+    latency : float
+        Of the path, paid once [s].
+    efficiency : float
+        Sustained share of the bandwidth with large requests.
+    half_bytes : float
+        Bytes of one request at which half of that is reached.
+    chunk : number or array, optional
+        Bytes of one request; the whole copy if absent.
+
+    Returns
+    -------
+    Parts
+        Seconds: latency + (size + requests·half) / (bandwidth·efficiency), with size / chunk requests, one at least
+        (Hockney 1994). Nothing to copy takes no time.
+    """
+    requests: Numeric = 1.0 if chunk is None else larger(ceil(size / chunk), 1.0)
+    some = size > 0
+    link = some * (size + requests * half_bytes) / (bandwidth * efficiency)
+    start = some * latency
+    return Parts(link + start, 0.0, 0.0, link, start)
+
+
+def adam_bytes(
+    parameters: Numeric,
+    *,
+    gradient_bytes: float = 4.0,
+    weight_bytes: float = 2.0,
+    state_bytes: float = 4.0,
+    master_bytes: float = 4.0,
+) -> tuple[Numeric, Numeric]:
+    """Return what one Adam step reads and writes.
+
+    Parameters
+    ----------
+    parameters : number or array
+        Elements that this rank updates.
+    gradient_bytes, weight_bytes, state_bytes, master_bytes : float
+        Bytes an element of the gradient, of the working copy of the weights, of each of the two moments, and of the
+        master weights (0 where the working copy is the only one).
+
+    Returns
+    -------
+    read, written : number or array
+        Bytes. In mixed precision 16 are read (fp32 gradient, master, two moments) and 14 written (master, moments,
+        16-bit copy) for each parameter (Rajbhandari et al. 2020, *ZeRO*, section 3.1, counts the same tensors).
+    """
+    kept = 2.0 * state_bytes + (master_bytes or weight_bytes)
+    copy = weight_bytes if master_bytes else 0.0
+    return parameters * (kept + gradient_bytes), parameters * (kept + copy)

@@ -1,0 +1,1 @@
+"""Reports: text, HTML, Markdown and Perfetto traces made from results; nothing is computed here."""

@@ -1,0 +1,58 @@
+"""Paged KV cache: how many bytes a sequence holds, and how many there are (Kwon et al. 2023, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from simulator.graph import ModelGraph, Numeric
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Layers that keep the same positions: bytes of one token in all of them [B], and the window [tokens]."""
+
+    token_bytes: float
+    window: float = np.inf
+
+
+@dataclass(frozen=True, slots=True)
+class PagedCache:
+    """The KV cache of one GPU, cut into blocks of ``block_size`` tokens.
+
+    Layers with a sliding window keep the blocks that the window touches and give back older ones.
+    """
+
+    groups: tuple[LayerGroup, ...]
+    block_size: int
+    capacity: float
+    """Bytes of whole blocks [B]."""
+
+    @staticmethod
+    def of(graph: ModelGraph, block_size: int, room: float) -> PagedCache:
+        """Cut ``room`` bytes into blocks for a graph's layers; negative room holds none."""
+        merged: dict[float, float] = {}
+        for block, count in zip(graph.blocks, graph.counts, strict=True):
+            width = float(block.kv_width) * graph.numerics.kv_bytes * count
+            merged[block.kv_window] = merged.get(block.kv_window, 0.0) + width
+        groups = tuple(LayerGroup(width, window) for window, width in merged.items())
+        smallest = min(group.token_bytes for group in groups) * block_size
+        return PagedCache(groups, block_size, max(0.0, np.floor(room / smallest)) * smallest)
+
+    def size(self, tokens: Numeric) -> Any:
+        """Bytes that a sequence of ``tokens`` positions holds, in whole blocks [B]; an array gives an array."""
+        blocks = np.ceil(np.asarray(tokens, float) / self.block_size)
+        total: Any = 0.0
+        for group in self.groups:
+            # a window that is not aligned with blocks touches one more
+            most = np.ceil(group.window / self.block_size) + 1.0
+            total = total + np.minimum(blocks, most) * (group.token_bytes * self.block_size)
+        return total
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that fill the cache, of sequences that are shorter than any window."""
+        token_bytes = sum(group.token_bytes for group in self.groups)
+        return int(self.capacity // (token_bytes * self.block_size)) * self.block_size

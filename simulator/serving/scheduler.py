@@ -1,0 +1,410 @@
+"""Iteration-level scheduling of one replica, as a process on the engine's clock.
+
+*Continuous* batching (Yu et al. 2022, section 4) admits and releases requests between iterations, first come first
+served. With chunked prefill an iteration fills its token budget with pieces of prompts beside the decodes (Agrawal et
+al. 2024, section 4); without it whole prompts go first and decodes wait. *Static* batching is the baseline of Yu et
+al.: a batch of waiting requests runs until its longest output is done, and only then are all of them returned.
+
+Blocks are taken when a request is admitted and as it grows. Where none are left, the request admitted last gives its
+blocks up and is computed again later (Kwon et al. 2023, section 4.5).
+
+Decode steps between two events that could change the batch are priced in one evaluation and run as one task of the
+engine; they are exactly the steps that would run one by one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from simulator.engine import Program, Simulation, Timeline
+from simulator.serving.kv_cache import PagedCache
+from simulator.serving.workload import Floats, Integers, Requests
+
+LONGEST_RUN = 4096
+"""Decode steps that are priced at once; a longer run is cut, to the same result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the scheduler may do: sequences and tokens of an iteration, how prompts and batches are formed."""
+
+    max_batch: int
+    max_tokens: int
+    chunked: bool = True
+    static: bool = False
+    watermark: float = 0.01
+    """Share of the cache that admission leaves free for those who run (none is left where nothing runs)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Prices of consecutive iterations of one batch.
+
+    Attributes
+    ----------
+    seconds : array, shape (steps,)
+        Of each iteration [s].
+    fixed : array, shape (parts,)
+        What every iteration adds to the account, by part.
+    varying : tuple of (int, array of shape (steps,))
+        What further parts get in each iteration.
+    """
+
+    seconds: Floats
+    fixed: Floats
+    varying: tuple[tuple[int, Floats], ...] = ()
+
+    def total(self, count: int) -> Floats:
+        """Account of the first ``count`` iterations, by part."""
+        account = self.fixed * count
+        for part, values in self.varying:
+            account[part] += values[:count].sum()
+        return account
+
+
+class Pricer(Protocol):
+    """Knows how long an iteration takes."""
+
+    def decode(self, contexts: Integers, steps: int) -> Steps:
+        """Price ``steps`` iterations that add a token to each sequence; contexts as cached before the first."""
+        ...
+
+    def mixed(self, new: Integers, cached: Integers, contexts: Integers, sampled: int) -> Steps:
+        """Price one iteration: prompt pieces of ``new`` tokens after ``cached`` ones, and decodes after contexts."""
+        ...
+
+
+@dataclass
+class Log:
+    """What happened, one entry a run of iterations: start [s], steps, sequences, tokens, blocks held [B]."""
+
+    start: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    decoding: list[int] = field(default_factory=list)
+    prefilling: list[int] = field(default_factory=list)
+    prefill_tokens: list[int] = field(default_factory=list)
+    waiting: list[int] = field(default_factory=list)
+    kv_bytes: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A run of one replica: times by request [s], the accounts by part, and what happened when."""
+
+    requests: Requests
+    admitted: Floats
+    first_token: Floats
+    end: Floats
+    preemptions: int
+    prefill_account: Floats
+    """Iterations that process prompts."""
+    decode_account: Floats
+    """Iterations that only decode."""
+    log: Log
+    timeline: Timeline
+
+    @property
+    def account(self) -> Floats:
+        """All iterations, by part."""
+        return self.prefill_account + self.decode_account
+
+    @property
+    def makespan(self) -> float:
+        """End of the last request [s]."""
+        return float(self.end.max())
+
+
+def serve(
+    requests: Requests,
+    policy: Policy,
+    cache: PagedCache,
+    pricer: Pricer,
+    *,
+    memory: tuple[str, float] = ("hbm", np.inf),
+    resident: Mapping[str, float] | None = None,
+    one_by_one: bool = False,
+) -> Served:
+    """Serve requests on one replica.
+
+    Parameters
+    ----------
+    requests : Requests
+        In order of arrival. Each must fit the cache, and without chunked prefill the token budget.
+    policy : Policy
+        Limits and rules.
+    cache : PagedCache
+        Blocks of one GPU.
+    pricer : Pricer
+        Time of iterations.
+    memory : (str, float)
+        Name and usable bytes of the GPU's memory [B].
+    resident : mapping of str to float
+        What else it holds from the start, by category [B].
+    one_by_one : bool
+        A task for each iteration, where several decode steps would be taken at once.
+
+    Returns
+    -------
+    Served
+        Every request is complete.
+    """
+    return _Replica(requests, policy, cache, pricer, memory, resident or {}, one_by_one).run()
+
+
+class _Replica:
+    """Waiting, prefilling and decoding requests; wakes up when the engine is free or a request arrives."""
+
+    def __init__(
+        self,
+        requests: Requests,
+        policy: Policy,
+        cache: PagedCache,
+        pricer: Pricer,
+        memory: tuple[str, float],
+        resident: Mapping[str, float],
+        one_by_one: bool,
+    ) -> None:
+        self.requests, self.policy, self.cache, self.pricer = requests, policy, cache, pricer
+        self.longest_run = 1 if one_by_one else LONGEST_RUN
+        self.arrivals: list[float] = requests.arrival.tolist()
+        self.arrived = 0
+        self.waiting: deque[int] = deque()
+        self.prefilling: list[int] = []
+        self.decoding: list[int] = []
+        count = len(requests)
+        self.cached = np.zeros(count, np.int64)
+        self.produced = np.zeros(count, np.int64)
+        self.target = requests.prompt.copy()
+        self.held = np.zeros(count)
+        self.used = 0.0
+        self.admitted, self.first_token, self.end = (np.full(count, np.nan) for _ in range(3))
+        self.preemptions = 0
+        self.prefill_account: Floats | None = None
+        self.decode_account: Floats | None = None
+        self.log = Log()
+        program = Program("serving replica")
+        self.stream = program.stream("replica")
+        handle = program.memory(*memory)
+        for category, size in resident.items():
+            program.allocate(handle, size, category, name=category)
+        self.simulation = Simulation(program)
+        self.buffer = self.simulation.allocate(handle, 0.0, "kv cache", name="kv cache")
+
+    def run(self) -> Served:
+        self.simulation.at(self.arrivals[0], self._wake)
+        timeline = self.simulation.run()
+        nothing = np.zeros(0)
+        decode, prefill = self.decode_account, self.prefill_account
+        prefill = nothing if prefill is None else prefill
+        return Served(
+            self.requests, self.admitted, self.first_token, self.end, self.preemptions,
+            prefill, np.zeros_like(prefill) if decode is None else decode, self.log, timeline,
+        )  # fmt: skip
+
+    def _wake(self) -> None:
+        now = self.simulation.now
+        while self.arrived < len(self.arrivals) and self.arrivals[self.arrived] <= now:
+            self.waiting.append(self.arrived)
+            self.arrived += 1
+        pieces = self._prefill_pieces()
+        if pieces:
+            self._start_prefill(pieces)
+        elif self.decoding:
+            self._start_decode()
+        elif self.arrived < len(self.arrivals):
+            self.simulation.at(self.arrivals[self.arrived], self._wake)
+
+    # --- what the next iteration holds ---
+
+    def _prefill_pieces(self) -> list[tuple[int, int]]:
+        """Admit what may run and return (request, new tokens) of the next iteration; blocks are taken."""
+        policy = self.policy
+        budget = policy.max_tokens
+        if self._mixes and self.decoding:
+            self._make_room()
+            self._grow(1)
+            budget -= len(self.decoding)
+        if policy.static and not self.decoding and not self.prefilling:
+            self._admit_batch()
+        pieces: list[tuple[int, int]] = []
+        for request in self.prefilling:
+            piece = self._piece(request, budget)
+            if not piece:
+                return pieces
+            pieces.append((request, piece))
+            budget -= piece
+        while not policy.static and self.waiting and len(self.decoding) + len(self.prefilling) < policy.max_batch:
+            request = self.waiting[0]
+            piece = self._piece(request, budget)
+            if not piece or not self._admit(request):
+                break
+            pieces.append((request, piece))
+            budget -= piece
+        return pieces
+
+    @property
+    def _mixes(self) -> bool:
+        return self.policy.chunked and not self.policy.static
+
+    def _piece(self, request: int, budget: int) -> int:
+        left = int(self.target[request] - self.cached[request])
+        return min(left, budget) if self.policy.chunked or left <= budget else 0
+
+    def _admit(self, request: int) -> bool:
+        size = float(self.cache.size(self.target[request]))
+        running = self.decoding or self.prefilling
+        keep = self.policy.watermark * self.cache.capacity if running else 0.0
+        if self.used + size + keep > self.cache.capacity:
+            return False
+        self.waiting.popleft()
+        self._enter(request, size)
+        return True
+
+    def _enter(self, request: int, size: float) -> None:
+        self.prefilling.append(request)
+        self.held[request] = size
+        self.used += size
+        if np.isnan(self.admitted[request]):
+            self.admitted[request] = self.simulation.now
+
+    def _admit_batch(self) -> None:
+        """Fill a static batch; each slot reserves its prompt and the batch's longest output."""
+        head = np.array([self.waiting[i] for i in range(min(len(self.waiting), self.policy.max_batch))], np.int64)
+        most = len(head)
+        sizes = np.zeros(0)
+        while most:
+            batch = head[:most]
+            sizes = self.cache.size(self.requests.prompt[batch] + self.requests.output[batch].max() - 1)
+            if sizes.sum() <= self.cache.capacity:
+                break
+            most -= max(1, most // 64)
+        for request, size in zip(head[:most].tolist(), sizes.tolist(), strict=False):
+            self.waiting.popleft()
+            self._enter(request, size)
+
+    # --- blocks ---
+
+    def _sizes(self, steps: int) -> Floats:
+        return np.asarray(self.cache.size(self.cached[self.decoding] + steps))
+
+    def _overfull(self, steps: int) -> bool:
+        more = self._sizes(steps).sum() - self.held[self.decoding].sum()
+        return bool(self.used + more > self.cache.capacity)
+
+    def _make_room(self) -> None:
+        """Preempt the latest requests until those who decode can add a token."""
+        while self._overfull(1):
+            request = self.prefilling.pop() if self.prefilling else self.decoding.pop()
+            self._release([request])
+            self.cached[request] = 0
+            self.target[request] = self.requests.prompt[request] + self.produced[request]
+            self.waiting.appendleft(request)
+            self.preemptions += 1
+
+    def _steps_that_fit(self, most: int) -> int:
+        """Return the largest count of steps up to ``most`` whose blocks there are; one is known to fit."""
+        if not self._overfull(most):
+            return most
+        low, high = 1, most
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._overfull(middle) else (middle, high)
+        return low
+
+    def _grow(self, steps: int) -> None:
+        sizes = self._sizes(steps)
+        self.used += float(sizes.sum() - self.held[self.decoding].sum())
+        self.held[self.decoding] = sizes
+
+    def _release(self, requests: list[int]) -> None:
+        self.used -= float(self.held[requests].sum())
+        self.held[requests] = 0.0
+
+    # --- iterations ---
+
+    def _start_prefill(self, pieces: list[tuple[int, int]]) -> None:
+        decoding = self.decoding if self._mixes else []
+        ids = np.array([request for request, _ in pieces], np.int64)
+        new = np.array([piece for _, piece in pieces], np.int64)
+        finished = ids[self.cached[ids] + new == self.target[ids]].tolist()
+        steps = self.pricer.mixed(new, self.cached[ids], self.cached[decoding], len(finished) + len(decoding))
+        account = steps.total(1)
+        self.prefill_account = account if self.prefill_account is None else self.prefill_account + account
+        self._record(steps.seconds[0], 1, len(decoding), len(pieces), int(new.sum()))
+
+        def end(task: int) -> None:
+            self.cached[ids] += new
+            self.prefilling = [request for request in self.prefilling if request not in finished]
+            self.produced[finished] += 1
+            fresh = [request for request in finished if np.isnan(self.first_token[request])]
+            self.first_token[fresh] = self.simulation.now
+            if decoding:
+                self.cached[decoding] += 1
+                self.produced[decoding] += 1
+            self.decoding = self.decoding + finished
+            self._return_finished()
+
+        tag = "mixed" if decoding else "prefill"
+        self._submit(float(steps.seconds[0]), tag, f"{tag}: {int(new.sum())} tokens", end)
+
+    def _start_decode(self) -> None:
+        if not self.policy.static:
+            self._make_room()
+        ids = np.array(self.decoding, np.int64)
+        left = self.requests.output[ids] - self.produced[ids]
+        most = min(int(left.max() if self.policy.static else left.min()), self.longest_run)
+        if not self.policy.static:
+            most = self._steps_that_fit(most)
+        steps = self.pricer.decode(self.cached[ids], most)
+        ends = np.cumsum(steps.seconds)
+        count = min(most, self._steps_to_arrival(ends))
+        if not self.policy.static:
+            self._grow(count)
+        account = steps.total(count)
+        self.decode_account = account if self.decode_account is None else self.decode_account + account
+        self._record(ends[count - 1], count, len(ids), 0, 0)
+
+        def end(task: int) -> None:
+            self.cached[ids] += count
+            self.produced[ids] += count
+            self._return_finished()
+
+        self._submit(float(ends[count - 1]), "decode", f"decode: {len(ids)} sequences, {count} steps", end)
+
+    def _steps_to_arrival(self, ends: Floats) -> int:
+        """Return how many steps are over, or under way, when a request arrives that may be let in."""
+        closed = self.policy.static or self.waiting or len(self.decoding) >= self.policy.max_batch
+        if closed or self.arrived == len(self.arrivals):
+            return len(ends)
+        return int(np.searchsorted(ends, self.arrivals[self.arrived] - self.simulation.now)) + 1
+
+    def _return_finished(self) -> None:
+        """Return requests whose output is complete; of a static batch all or none."""
+        done = self.produced[self.decoding] >= self.requests.output[self.decoding]
+        if done.any() and (not self.policy.static or (done.all() and not self.prefilling)):
+            finished = [request for request, over in zip(self.decoding, done.tolist(), strict=True) if over]
+            self.decoding = [request for request, over in zip(self.decoding, done.tolist(), strict=True) if not over]
+            self.end[finished] = self.simulation.now
+            self._release(finished)
+        self._wake()
+
+    def _record(self, seconds: float, steps: int, decoding: int, prefilling: int, tokens: int) -> None:
+        log = self.log
+        log.start.append(self.simulation.now)
+        log.seconds.append(float(seconds))
+        log.steps.append(steps)
+        log.decoding.append(decoding)
+        log.prefilling.append(prefilling)
+        log.prefill_tokens.append(tokens)
+        log.waiting.append(len(self.waiting))
+        log.kv_bytes.append(self.used)
+
+    def _submit(self, seconds: float, tag: str, name: str, end) -> None:
+        self.simulation.resize(self.buffer, max(0.0, self.used))
+        self.simulation.compute(self.stream, seconds, tag=tag, name=name, on_end=end)
