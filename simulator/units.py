@@ -112,7 +112,7 @@ def parse(text: str, dimension: str) -> float:
         unit = "$" + unit if unit.startswith(("/", "")) and not unit.startswith("$") else unit
     if not unit:
         raise UnitError(f"{text!r} has no unit; write it like '{kind.example}'")
-    factor = kind.units.get(unit)
+    factor = kind.units.get(unit, kind.units.get(unit.replace(" ", "")))
     if factor is None:
         near = difflib.get_close_matches(unit, kind.units, n=1, cutoff=0.4)
         other = next((d.name for d in DIMENSIONS.values() if unit in d.units), None)

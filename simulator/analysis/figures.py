@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from simulator.analysis.whatif import Sweep
     from simulator.engine import Timeline
 
 INK = "#1b2027"
@@ -216,54 +217,37 @@ def effect_figure(effects: Iterable[tuple[str, float]], *, label: str, title: st
     )
 
 
-def sweep_figure(
-    settings: Sequence[str],
-    values: Sequence[float],
-    *,
-    low: Sequence[float],
-    high: Sequence[float],
-    fits: Sequence[bool],
-    label: str,
-    title: str = "",
-) -> Figure:
-    """Draw the headline of each variant with its interval; hollow where it does not fit.
+def sweep_figure(sweep: Sweep) -> Figure:
+    """Draw the headline of a what-if with its 80 % interval; hollow where a variant does not fit.
 
     Parameters
     ----------
-    settings : sequence of str
-        What was varied, one text a variant.
-    values, low, high : sequence of float
-        Headline and its 80 % interval, in the unit that ``label`` names.
-    fits : sequence of bool
-        Whether the variant fits.
-    label : str
-        Of the vertical axis.
-    title : str
-        Above the figure.
+    sweep : Sweep
+        The first varied key runs along the horizontal axis, each combination of the others is a colour.
     """
-    figure, axes = _figure(3.4, title)
-    place = np.arange(len(settings))
-    centre = np.asarray(values, dtype=float)
-    spread = np.abs(np.array([centre - np.asarray(low, dtype=float), np.asarray(high, dtype=float) - centre]))
-    axes.errorbar(place, centre, yerr=spread, fmt="none", ecolor="#7f8791", capsize=3, linewidth=1.2)
-    good = np.asarray(fits, dtype=bool)
-    axes.scatter(place[good], centre[good], color=PALETTE[0], s=36, zorder=3, label="fits")
-    if not good.all():
-        axes.scatter(
-            place[~good],
-            centre[~good],
-            facecolor="none",
-            edgecolor=_LIMIT,
-            s=36,
-            zorder=3,
-            label="does not fit",
-        )
-    axes.set_xticks(
-        place, [textwrap.fill(text, 16) for text in settings], rotation=0 if len(settings) <= 8 else 60
-    )
-    axes.set_ylabel(label)
+    figure, axes = _figure(3.4, "")
+    along, others = sweep.keys[0], sweep.keys[1:]
+    settings = list(dict.fromkeys(str(row[along]) for row in sweep.rows))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in sweep.rows:
+        label = ", ".join(f"{key.rpartition('.')[2]} {row[key]}" for key in others)
+        groups.setdefault(label, []).append(row)
+    scale, unit = _unit(sweep)
+    width = 0.5 / max(1, len(groups))
+    for number, ((label, rows), colour) in enumerate(zip(groups.items(), _colours(len(groups)), strict=False)):
+        good = [row for row in rows if row["value"] is not None]
+        place = np.array([settings.index(str(row[along])) + (number - (len(groups) - 1) / 2) * width for row in good])
+        value, low, high = (np.array([row[key] for row in good], dtype=float) / scale for key in ("value", "low", "high"))
+        fits = np.array([bool(row["fits"]) for row in good], dtype=bool)
+        axes.errorbar(place, value, yerr=[value - low, high - value], fmt="none", ecolor=colour, capsize=3, linewidth=1.2)
+        axes.scatter(place[fits], value[fits], color=colour, s=36, zorder=3, label=label or "_")
+        axes.scatter(place[~fits], value[~fits], facecolor="none", edgecolor=colour, s=36, zorder=3)
+    if any(row["value"] is not None and not row["fits"] for row in sweep.rows):
+        axes.scatter([], [], facecolor="none", edgecolor=INK, s=36, label="does not fit")
+    axes.set_xticks(range(len(settings)), [textwrap.fill(text, 16) for text in settings])
+    axes.set(xlabel=along, ylabel=f"{sweep.headline.replace('_', ' ')}{unit}")
     axes.set_ylim(bottom=0)
-    axes.margins(x=0.06)
+    axes.set_xlim(-0.6, len(settings) - 0.4)
     _legend(axes)
     return figure
 
@@ -352,6 +336,14 @@ def _bars(timeline: Timeline, first: float, last: float) -> dict[tuple[int, str]
 def _time_unit(span: float) -> tuple[float, str]:
     units = ((86400.0, "d"), (3600.0, "h"), (1.0, "s"), (1e-3, "ms"))
     return next(((scale, unit) for scale, unit in units if span >= 2.0 * scale), (1e-6, "us"))
+
+
+def _unit(sweep: Sweep) -> tuple[float, str]:
+    """Return a scale and a unit for a sweep's headline."""
+    if sweep.dimension == "seconds":
+        scale, unit = _time_unit(max((row["high"] or 0.0 for row in sweep.rows), default=0.0))
+        return scale, f" [{unit}]"
+    return (0.01, " [%]") if sweep.dimension == "fraction" else (1.0, f" [{sweep.dimension}]")
 
 
 def _colours(count: int) -> list[str]:

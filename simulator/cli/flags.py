@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ def scenario_command(kind: str, name: str, flags: Sequence[Flag], help_text: str
         given = [(flag, options[_variable(flag.name)]) for flag in every]
         entries = [(flag.key, flag.switch or value, flag.name) for flag, value in given if value]
         document = build_document(kind, name, model, hardware, entries, catalog)
-        scenario = check_document(document, kind, catalog, overrides)
+        scenario = check_document(document, catalog, overrides)
         if options["save"] is not None:
             from simulator.cli.output import note, write_text
 
@@ -126,24 +126,19 @@ def build_document(
     return Document(f"memroof {command}", {key: value for key, value in data.items() if value != {}}, marks)
 
 
-def check_document(document: Document, kind: str, catalog: Catalog, overrides: dict[str, str]) -> Scenario:
-    """Check a tree built from flags as a file would be: schema first, then the names it refers to.
+def check_document(document: Document, catalog: Catalog, overrides: dict[str, str]) -> Scenario:
+    """Apply ``--set`` to a tree built from flags and check it as a file would be.
 
     Raises
     ------
     SpecError
         With every problem, each at its flag.
     """
-    from simulator.specs import FOLDERS, SpecError, validate
-    from simulator.specs.scenario import SCENARIO_KINDS
+    from simulator.specs import FOLDERS
     from simulator.specs.source import override
 
     own = {key: value for key, value in overrides.items() if key.partition(".")[0] not in FOLDERS or key == "model"}
-    document = override(document, own) if own else document
-    scenario: Scenario = validate(document, SCENARIO_KINDS[kind])
-    faults = list(_unknown_names(document, scenario, catalog))
-    if faults:
-        raise SpecError(faults)
+    scenario = catalog.check_scenario(override(document, own) if own else document)
     choice = scenario.hardware
     name = f"{scenario.model} on {choice.device or choice.node or choice.cluster}"
     return scenario.model_copy(update={"name": name})
@@ -158,18 +153,6 @@ def yaml_lines(data: dict[str, Any], indent: str = "") -> list[str]:
         else:
             lines.append(f"{indent}{key}: {_plain(str(value))}")
     return lines
-
-
-def _unknown_names(document: Document, scenario: Scenario, catalog: Catalog) -> Iterator[Any]:
-    from simulator.specs.errors import unknown
-
-    if not scenario.model.endswith((".yaml", ".yml")) and scenario.model not in catalog.names("model"):
-        yield document.problem(("model",), unknown("model", scenario.model, catalog.names("model")))
-    choice = scenario.hardware
-    everything = [name for kind in ("device", "node", "cluster") for name in catalog.names(kind)]
-    named = choice.device or choice.node or choice.cluster or ""
-    if named not in everything:
-        yield document.problem(("hardware",), unknown("hardware", named, everything))
 
 
 def _plain(text: str) -> str:

@@ -35,10 +35,15 @@ def write_text(path: Path, text: str) -> None:
     MemroofError
         If the file cannot be written.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file of bytes; errors as for :func:`write_text`."""
     from simulator.specs.errors import MemroofError
 
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(data)
     except OSError as error:
         raise MemroofError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -57,10 +57,10 @@ def attention_time(
 
     Notes
     -----
-    One tile of query rows walks over its keys (Dao 2023, algorithm 1): the mean number of them, rounded up to the tile
-    on the diagonal, plus a prologue. batch·heads·ceil(queries/tile) tiles take whole waves over the units, and no less
-    than the longest tile. Each pair also costs one exponential on a slower unit, worth ``softmax_dim`` of the head
-    dimension (Shah et al. 2024, section 3.2).
+    One tile of query rows walks over its keys (Dao 2023, algorithm 1): the mean number of them, rounded up to
+    the tile on the diagonal, plus a prologue. batch·heads·ceil(queries/tile) tiles take whole waves over the
+    units, and no less than the longest tile. Each pair also costs one exponential on a slower unit, worth
+    ``softmax_dim`` of the head dimension (Shah et al. 2024, section 3.2).
     """
     tiles = ceil(queries / tile)
     reach = ceil(keys / MASKED_ROWS) * MASKED_ROWS
@@ -100,7 +100,8 @@ def decode_attention_time(
     Parameters
     ----------
     batch, heads, kv_heads, queries, keys : number or array
-        Sequences, query heads, KV heads (1 for the latent cache of MLA), new positions and positions in reach.
+        Sequences, query heads, KV heads (1 for the latent cache of MLA), new positions and positions in
+        reach.
     head_dims : number or array
         Sum of the dimensions of keys and values.
     size : number or array
@@ -109,7 +110,8 @@ def decode_attention_time(
         Elements of the output, which every split of a sequence writes in fp32.
     peak, bandwidth, units : float
         Matrix peak [FLOP/s], memory bandwidth [B/s], units that blocks spread over.
-    peak_efficiency, memory_efficiency, row_tile, key_tile, split_keys, fill, block_latency, base_latency : float
+    peak_efficiency, memory_efficiency, row_tile, key_tile, split_keys, fill : float
+    block_latency, base_latency : float
         Constants; see :class:`simulator.specs.calibration.DecodeConstants`.
 
     Returns
@@ -119,9 +121,10 @@ def decode_attention_time(
 
     Notes
     -----
-    The rows of one KV head (heads/kv_heads · queries) share its cache and are padded to a matrix instruction. A sequence
-    is split over blocks until two waves are full (Dao et al. 2023, *Flash-Decoding*); fewer blocks than ``fill``·units
-    cannot saturate the memory. Many short sequences are bound by the latency of their blocks.
+    The rows of one KV head (heads/kv_heads · queries) share its cache and are padded to a matrix instruction.
+    A sequence is split over blocks until two waves are full (Dao et al. 2023, *Flash-Decoding*); fewer blocks
+    than ``fill``·units cannot saturate the memory. Many short sequences are bound by the latency of their
+    blocks.
     """
     rows = heads / kv_heads * queries
     row_blocks = ceil(rows / row_tile)

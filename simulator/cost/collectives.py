@@ -1,8 +1,8 @@
 """Collectives over a hierarchy of tiers by α-β: what each rank sends over each tier, and how long it takes.
 
-References: Thakur, Rabenseifner & Gropp 2005, *Optimization of Collective Communication Operations in MPICH*; Sanders,
-Speck & Träff 2009, *Two-tree algorithms for full bandwidth broadcast, reduction and scan*; NCCL's rings (one through
-every rail of a node), trees and in-switch reduction (NVLink SHARP).
+References: Thakur, Rabenseifner & Gropp 2005, *Optimization of Collective Communication Operations in MPICH*;
+Sanders, Speck & Träff 2009, *Two-tree algorithms for full bandwidth broadcast, reduction and scan*; NCCL's
+rings (one through every rail of a node), trees and in-switch reduction (NVLink SHARP).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NODE = "node"
 
 
 class Algorithm(NamedTuple):
-    """Shares of the tensor that one rank sends over each tier, whether switches reduce there, hops over each."""
+    """What one rank sends over each tier as shares of the tensor, whether switches reduce, and hops."""
 
     name: str
     traffic: tuple[float, ...]
@@ -52,7 +52,8 @@ def collective_time(
         What the group spans, innermost tier first. One rank communicates with nobody: no time.
     size : number or array
         The whole tensor's bytes, as :class:`simulator.graph.work.Collective` defines them.
-    bandwidth_efficiency, network_efficiency, in_switch_efficiency, base_latency, hop_latency, handshake, low_latency_share : float
+    bandwidth_efficiency, network_efficiency, in_switch_efficiency : float
+    base_latency, hop_latency, handshake, low_latency_share : float
         Constants; see :class:`simulator.specs.calibration.CollectiveConstants`.
 
     Returns
@@ -62,9 +63,10 @@ def collective_time(
 
     Notes
     -----
-    time = base + hops·α + max over tiers of bytes/(bandwidth·efficiency): a chunked ring or tree keeps all tiers busy
-    at once, so that the slowest binds. The library takes the best of its algorithms (:func:`algorithms`) and of two
-    protocols: a handshake and full bandwidth, or no handshake and a share of it (NCCL's Simple and LL).
+    time = base + hops·α + max over tiers of bytes/(bandwidth·efficiency): a chunked ring or tree keeps all
+    tiers busy at once, so that the slowest binds. The library takes the best of its algorithms
+    (:func:`algorithms`) and of two protocols: a handshake and full bandwidth, or no handshake and a share of
+    it (NCCL's Simple and LL).
     """
     if span.size == 1:
         return Parts(0.0 * size, 0.0, 0.0, 0.0 * size, 0.0)
@@ -73,7 +75,9 @@ def collective_time(
         slowest, hops = 0.0, 0.0
         for tier, share, in_switch, count in zip(span.tiers, *algorithm[1:], strict=True):
             efficiency = bandwidth_efficiency if tier.name == NODE else network_efficiency
-            slowest = max(slowest, share / (tier.bandwidth * (in_switch_efficiency if in_switch else efficiency)))
+            slowest = max(
+                slowest, share / (tier.bandwidth * (in_switch_efficiency if in_switch else efficiency))
+            )
             hops += count * (tier.latency + hop_latency)
         for wait, share in _protocols(algorithm, handshake, low_latency_share):
             latency, link = base_latency + hops + wait, size * (slowest / share)
@@ -86,24 +90,28 @@ def collective_time(
 
 
 def collective_traffic(kind: CollectiveKind, span: Span, size: float) -> tuple[float, ...]:
-    """Return the bytes that one rank sends over each tier of its span with the algorithm for large messages [B]."""
+    """Return the bytes that one rank sends over each tier, with the algorithm for large messages [B]."""
     if span.size == 1:
         return tuple(0.0 for _ in span.tiers)
     choices = algorithms(kind, span)
-    best = min(choices, key=lambda a: max(t / tier.bandwidth for t, tier in zip(a.traffic, span.tiers, strict=True)))
+    best = min(
+        choices, key=lambda a: max(t / tier.bandwidth for t, tier in zip(a.traffic, span.tiers, strict=True))
+    )
     return tuple(size * share for share in best.traffic)
 
 
 def algorithms(kind: CollectiveKind, span: Span) -> tuple[Algorithm, ...]:
     """Return the algorithms for a collective over a span of two ranks or more.
 
-    *Ring*: (P-1)/P of the tensor passes every link of a ring through all P ranks; where a node has g ranks and g rails,
-    g rings carry 1/g each, so that a tier sends (P-1)/P · n / inner, with inner the ranks below it. An all-reduce is a
-    reduce-scatter and an all-gather (Thakur et al. 2005, section 4.4). Hops: P-1, each at the latency of its tier.
+    *Ring*: (P-1)/P of the tensor passes every link of a ring through all P ranks; where a node has g ranks
+    and g rails, g rings carry 1/g each, so that a tier sends (P-1)/P · n / inner, with inner the ranks below
+    it. An all-reduce is a reduce-scatter and an all-gather (Thakur et al. 2005, section 4.4). Hops: P-1, each
+    at the latency of its tier.
 
-    *Tree* (all-reduce over networks, or where a switch reduces): reduce-scatter inside, all-reduce of the shard across,
-    all-gather inside. Across it runs as two binary trees, 2·n for 2·log2(p) hops and n for two ranks (Sanders et al.
-    2009). A switch that reduces takes n and returns n, and each rank's own share passes twice: n·(1 + 1/p).
+    *Tree* (all-reduce over networks, or where a switch reduces): reduce-scatter inside, all-reduce of the
+    shard across, all-gather inside. Across it runs as two binary trees, 2·n for 2·log2(p) hops and n for two
+    ranks (Sanders et al. 2009). A switch that reduces takes n and returns n, and each rank's own share passes
+    twice: n·(1 + 1/p).
 
     *All-to-all*: of the P-1 shares of n/P, a tier carries those whose ranks first meet there.
 
@@ -120,7 +128,9 @@ def algorithms(kind: CollectiveKind, span: Span) -> tuple[Algorithm, ...]:
     return (ring,)
 
 
-def _protocols(algorithm: Algorithm, handshake: float, low_latency_share: float) -> tuple[tuple[float, float], ...]:
+def _protocols(
+    algorithm: Algorithm, handshake: float, low_latency_share: float
+) -> tuple[tuple[float, float], ...]:
     """Return (latency, share of the bandwidth) of each protocol; a switch reduces only at full bandwidth."""
     if any(algorithm.in_switch):
         return ((2.0 * handshake, 1.0),)
@@ -139,7 +149,9 @@ def _ring(span: Span, passes: float) -> Algorithm:
 
 
 def _tree(span: Span) -> Algorithm:
-    tiers = [_tree_tier(tier, outermost=index == len(span.tiers) - 1) for index, tier in enumerate(span.tiers)]
+    tiers = [
+        _tree_tier(tier, outermost=index == len(span.tiers) - 1) for index, tier in enumerate(span.tiers)
+    ]
     inner = [math.prod(tier.size for tier in span.tiers[:index]) for index in range(len(tiers))]
     traffic = tuple(share / below for (share, _, _), below in zip(tiers, inner, strict=True))
     return Algorithm("tree", traffic, tuple(tier[2] for tier in tiers), tuple(tier[1] for tier in tiers))
@@ -173,5 +185,9 @@ def _faster(a: Parts, b: Parts) -> Parts:
     if isinstance(first, bool):
         return a if first else b
     return Parts(
-        np.where(first, a.time, b.time), 0.0, 0.0, np.where(first, a.link, b.link), np.where(first, a.latency, b.latency)
+        np.where(first, a.time, b.time),
+        0.0,
+        0.0,
+        np.where(first, a.link, b.link),
+        np.where(first, a.latency, b.latency),
     )

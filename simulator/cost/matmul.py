@@ -64,12 +64,13 @@ def matmul_time(
 
     Notes
     -----
-    A tile of (t_m, t_n) runs on one unit at peak·efficiency / units, slowed by 1 + edge·(1/t_m + 1/t_n) since its
-    operands' traffic grows as its edges shrink. ceil(m/t_m)·ceil(n/t_n)·count·s tiles take ceil(tiles/units) waves
-    (wave quantisation: NVIDIA, *Matrix Multiplication Background User's Guide*, sections 3 and 4), each of
-    k/s + prologue steps. Split-K by s in 1, 2, 4, 8 makes tiles where there are few, for the traffic of the partial sums.
-    Fewer tiles than ``fill``·units cannot saturate the memory. Compute and memory overlap imperfectly
-    (:func:`simulator.cost.numeric.overlap`); libraries choose the best kernel, hence the minimum.
+    A tile of (t_m, t_n) runs on one unit at peak·efficiency / units, slowed by 1 + edge·(1/t_m + 1/t_n) since
+    its operands' traffic grows as its edges shrink. ceil(m/t_m)·ceil(n/t_n)·count·s tiles take
+    ceil(tiles/units) waves (wave quantisation: NVIDIA, *Matrix Multiplication Background User's Guide*,
+    sections 3 and 4), each of k/s + prologue steps. Split-K by s in 1, 2, 4, 8 makes tiles where there are
+    few, for the traffic of the partial sums. Fewer tiles than ``fill``·units cannot saturate the memory.
+    Compute and memory overlap imperfectly (:func:`simulator.cost.numeric.overlap`); libraries choose the best
+    kernel, hence the minimum.
     """
     rate = peak * peak_efficiency / units
     streamed = count * (m * k * left_bytes + k * n * right_bytes + m * n * out_bytes)
@@ -99,7 +100,7 @@ def matmul_time(
             result = tried
         else:
             better = tried[0] < result[0]
-            result = tuple(np.where(better, new, old) for new, old in zip(tried, result, strict=True))  # type: ignore[assignment]
+            result = tuple(np.where(better, new, old) for new, old in zip(tried, result, strict=True))
     time, compute, memory = cast(tuple[Any, Any, Any], result)
     return Parts(time + launch, compute, memory, 0.0, launch)
 
@@ -108,6 +109,8 @@ def matmul_time(
 def _candidates(tile_m: float, tile_n: float) -> tuple[Array, Array, Array, Array]:
     # the largest tile that accumulators have room for is half of the square of the longest edges (256 x 128 on GPUs)
     shapes = [(1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.5, 0.25), (0.25, 0.5), (0.25, 0.25)]
-    grid = [(tile_m * a, tile_n * b, s, PARTIAL_BYTES * s if s > 1 else 0.0) for a, b in shapes for s in SPLITS]
+    grid = [
+        (tile_m * a, tile_n * b, s, PARTIAL_BYTES * s if s > 1 else 0.0) for a, b in shapes for s in SPLITS
+    ]
     columns = np.array(grid).T
     return columns[0], columns[1], columns[2], columns[3]

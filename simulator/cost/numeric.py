@@ -1,4 +1,4 @@
-"""Arithmetic that is cheap on scalars and broadcasts on arrays: what the formulas of this package are written in."""
+"""Arithmetic that is cheap on scalars and broadcasts on arrays: what the formulas are written in."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from simulator.graph.work import Numeric
 
 CORNER = 4.0
-"""Exponent of the rounded roofline corner: equal compute and memory times cost 2^(1/4), 19 % more than either alone."""
+"""Exponent of the rounded roofline corner: two equal times cost 2^(1/4), 19 % more than either alone."""
 
 
 class Parts(NamedTuple):
-    """Seconds of an operation, and the parts that were compared (compute, memory, link) or added (latency)."""
+    """Seconds of an operation; the parts that were compared (compute, memory, link) or added (latency)."""
 
     time: Numeric
     compute: Numeric = 0.0
@@ -45,8 +45,8 @@ def ceil(a: Numeric) -> Any:
 def overlap(a: Numeric, b: Numeric) -> Any:
     """Return the time of two activities that overlap imperfectly: at least the longer, at most 19 % more.
 
-    (a^p + b^p)^(1/p) with p = :data:`CORNER`. Near the ridge of a roofline neither resource is kept busy all the time;
-    a sharp maximum is too fast there (measured GEMMs lie 10 to 20 % above it).
+    (a^p + b^p)^(1/p) with p = :data:`CORNER`. Near the ridge of a roofline neither resource is kept busy all
+    the time; a sharp maximum is too fast there (measured GEMMs lie 10 to 20 % above it).
     """
     longer, shorter = larger(a, b), smaller(a, b)
     if isinstance(longer, (int, float)):

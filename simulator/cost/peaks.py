@@ -33,9 +33,10 @@ def peak_flops(device: Processor, format: str, matrix: bool = True) -> float:
 
     Notes
     -----
-    Two widenings are allowed, since every compiler and library does them: fp32 and fp64 products run on the vector
-    units where the matrix units lack them (fp32 is rounded to tf32 only if tf32 is asked for), and vector arithmetic on
-    16-bit values is done in fp32 where the device has no 16-bit rate (values are converted on load).
+    Two widenings are allowed, since every compiler and library does them: fp32 and fp64 products run on the
+    vector units where the matrix units lack them (fp32 is rounded to tf32 only if tf32 is asked for), and
+    vector arithmetic on 16-bit values is done in fp32 where the device has no 16-bit rate (values are
+    converted on load).
     """
     units = device.compute
     vector: dict[str, float] = dict(units.vector)  # type: ignore[arg-type]

@@ -38,8 +38,8 @@ def stream_time(
     Returns
     -------
     Parts
-        Seconds: the longest of launch, compute and memory, the latter (size + half) / bandwidth (Hockney 1994's
-        half-performance length: half of the bandwidth at ``half_bytes``).
+        Seconds: the longest of launch, compute and memory, the latter (size + half) / bandwidth (Hockney
+        1994's half-performance length: half of the bandwidth at ``half_bytes``).
     """
     memory = (size + kernels * half_bytes) / (bandwidth * memory_efficiency)
     compute = flops / peak
@@ -48,7 +48,7 @@ def stream_time(
 
 
 def gather_bytes(rows: Numeric, row_bytes: Numeric) -> Numeric:
-    """Return the traffic of looking up rows and writing them densely; short rows waste part of a DRAM burst [B]."""
+    """Return the traffic of rows looked up and written densely; short ones waste part of a DRAM burst [B]."""
     burst: Numeric = ceil(row_bytes / TRANSACTION_BYTES) * TRANSACTION_BYTES
     return rows * (burst + row_bytes)
 
@@ -82,8 +82,8 @@ def transfer_time(
     Returns
     -------
     Parts
-        Seconds: latency + (size + requests·half) / (bandwidth·efficiency), with size / chunk requests, one at least
-        (Hockney 1994). Nothing to copy takes no time.
+        Seconds: latency + (size + requests·half) / (bandwidth·efficiency), with size / chunk requests, one at
+        least (Hockney 1994). Nothing to copy takes no time.
     """
     requests: Numeric = 1.0 if chunk is None else larger(ceil(size / chunk), 1.0)
     some = size > 0
@@ -107,14 +107,15 @@ def adam_bytes(
     parameters : number or array
         Elements that this rank updates.
     gradient_bytes, weight_bytes, state_bytes, master_bytes : float
-        Bytes an element of the gradient, of the working copy of the weights, of each of the two moments, and of the
-        master weights (0 where the working copy is the only one).
+        Bytes an element of the gradient, of the working copy of the weights, of each of the two moments, and
+        of the master weights (0 where the working copy is the only one).
 
     Returns
     -------
     read, written : number or array
-        Bytes. In mixed precision 16 are read (fp32 gradient, master, two moments) and 14 written (master, moments,
-        16-bit copy) for each parameter (Rajbhandari et al. 2020, *ZeRO*, section 3.1, counts the same tensors).
+        Bytes. In mixed precision 16 are read (fp32 gradient, master, two moments) and 14 written (master,
+        moments, 16-bit copy) for each parameter (Rajbhandari et al. 2020, *ZeRO*, section 3.1, counts the
+        same tensors).
     """
     kept = 2.0 * state_bytes + (master_bytes or weight_bytes)
     copy = weight_bytes if master_bytes else 0.0

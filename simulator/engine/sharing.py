@@ -17,9 +17,6 @@ from math import inf
 
 from simulator.engine.events import BUNDLE_DONE, Event, encode
 
-# A level is rebased to zero when it is so many times the size of a joining transfer, lest rounding matter.
-_LEVEL_TO_SIZE = 1e5
-
 
 def max_min_rates(
     paths: Sequence[Sequence[int]],
@@ -181,12 +178,8 @@ class LinkSharing:
         bundle.changed = True
         sequence = next(self._sequence)
         if members:
-            level = bundle.raise_level(now)
-            if level > size * _LEVEL_TO_SIZE:
-                # Subtracting one number from all keeps the order, hence the heap.
-                members[:] = [(done - level, order, tie, member) for done, order, tie, member in members]
-                level = bundle.level = 0.0
-            heappush(members, (level + size, priority, sequence, task))
+            # Rounding of a high level costs no more than rounding of the time it took to get there.
+            heappush(members, (bundle.raise_level(now) + size, priority, sequence, task))
             self.dirty.append(bundle.path[0])
             return
         bundle.level = bundle.rate = 0.0

@@ -7,6 +7,7 @@ Format: "Trace Event Format", Google, 2016 (events ``X``, ``C``, ``M``; microsec
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
@@ -80,14 +81,15 @@ class _Tracks:
 
 
 def device_of(resource: str) -> str:
-    """Return the device that a resource belongs to: what stands before the first dot or blank.
+    """Return the device that a resource belongs to: its name up to the first number, else its first word.
 
     Examples
     --------
-    >>> device_of("gpu0.compute"), device_of("pcie")
-    ('gpu0', 'pcie')
+    >>> device_of("gpu0.compute"), device_of("stage 3 to 4"), device_of("replica")
+    ('gpu0', 'stage 3', 'replica')
     """
-    return resource.replace(" ", ".").partition(".")[0] or resource
+    match = re.match(r"[^\W\d]+[ _-]?\d+|[^\s.]+", resource)
+    return match.group() if match else resource
 
 
 def _metadata(name: str, pid: int, tid: int, arguments: dict[str, Any]) -> dict[str, Any]:

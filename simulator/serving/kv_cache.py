@@ -28,7 +28,7 @@ class PagedCache:
     groups: tuple[LayerGroup, ...]
     block_size: int
     capacity: float
-    """Bytes of whole blocks [B]."""
+    """Bytes of all blocks [B]: a whole number of them, where all layers keep the same positions."""
 
     @staticmethod
     def of(graph: ModelGraph, block_size: int, room: float) -> PagedCache:
@@ -38,8 +38,11 @@ class PagedCache:
             width = float(block.kv_width) * graph.numerics.kv_bytes * count
             merged[block.kv_window] = merged.get(block.kv_window, 0.0) + width
         groups = tuple(LayerGroup(width, window) for window, width in merged.items())
-        smallest = min(group.token_bytes for group in groups) * block_size
-        return PagedCache(groups, block_size, max(0.0, np.floor(room / smallest)) * smallest)
+        room = max(0.0, room)
+        if len(groups) == 1:
+            block = groups[0].token_bytes * block_size
+            room = float(np.floor(room / block)) * block
+        return PagedCache(groups, block_size, room)
 
     def size(self, tokens: Numeric) -> Any:
         """Bytes that a sequence of ``tokens`` positions holds, in whole blocks [B]; an array gives an array."""
@@ -51,8 +54,16 @@ class PagedCache:
             total = total + np.minimum(blocks, most) * (group.token_bytes * self.block_size)
         return total
 
+    def most(self, new: int) -> float:
+        """Bytes that ``new`` further tokens of a sequence take at most: their blocks, and one that they begin [B]."""
+        return (new // self.block_size + 1) * self.block_bytes
+
+    @property
+    def block_bytes(self) -> float:
+        """Bytes of a block of tokens in all layers [B]."""
+        return sum(group.token_bytes for group in self.groups) * self.block_size
+
     @property
     def tokens(self) -> int:
         """Tokens that fill the cache, of sequences that are shorter than any window."""
-        token_bytes = sum(group.token_bytes for group in self.groups)
-        return int(self.capacity // (token_bytes * self.block_size)) * self.block_size
+        return int(self.capacity // self.block_bytes) * self.block_size

@@ -15,7 +15,7 @@ engine; they are exactly the steps that would run one by one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -294,6 +294,9 @@ class _Replica:
         return np.asarray(self.cache.size(self.cached[self.decoding] + steps))
 
     def _overfull(self, steps: int) -> bool:
+        # a cheap bound first: a sequence takes at most one block more than its new tokens fill
+        if self.used + len(self.decoding) * self.cache.most(steps) <= self.cache.capacity:
+            return False
         more = self._sizes(steps).sum() - self.held[self.decoding].sum()
         return bool(self.used + more > self.cache.capacity)
 
@@ -405,6 +408,6 @@ class _Replica:
         log.waiting.append(len(self.waiting))
         log.kv_bytes.append(self.used)
 
-    def _submit(self, seconds: float, tag: str, name: str, end) -> None:
+    def _submit(self, seconds: float, tag: str, name: str, end: Callable[[int], None]) -> None:
         self.simulation.resize(self.buffer, max(0.0, self.used))
         self.simulation.compute(self.stream, seconds, tag=tag, name=name, on_end=end)

@@ -1,7 +1,7 @@
 """Constants of the cost model as written: named, with their physical meaning, beside their provenance.
 
-A class file (``gpu.yaml``) holds wide defaults; an architecture's or a device's file may replace any key with a fitted
-value. Constants are dimensionless or SI; each operator class has a relative standard error.
+A class file (``gpu.yaml``) holds wide defaults; an architecture's or a device's file may replace any key with
+a fitted value. Constants are dimensionless or SI; each operator class has a relative standard error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class MatmulConstants(Spec):
     fill: Number | None = None
     """Share of the units that must be busy to saturate the memory."""
     grouped_efficiency: Number | None = None
-    """Further factor of grouped (MoE) products over the same product ungrouped: uneven groups, gathers."""
+    """Further factor on the peak of grouped (MoE) products: uneven groups, gathered rows, few tuned kernels."""
 
 
 class AttentionConstants(Spec):
@@ -144,7 +144,7 @@ class Calibration(Spec):
     collective: CollectiveConstants = CollectiveConstants()
     transfer: TransferConstants = TransferConstants()
     host: HostConstants = HostConstants()
-    error: dict[OperatorClass, Fraction] = {}
+    error: dict[OperatorClass, Fraction] = Field(default_factory=dict)
     """Relative standard error of a predicted time, by operator class."""
 
 

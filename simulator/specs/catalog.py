@@ -223,7 +223,7 @@ class Catalog:
             raise MemroofError(f"{device.name} has no memory of its own; name a node that gives it DRAM")
         components: dict[str, object] = {"gpu": {"device": device.name, "count": count}}
         wires: list[object] = []
-        fabric = device.fabric or device.host_link
+        fabric = self._fabric(device, count)
         if count > 1 and fabric:
             components["switch"] = {"switch": True}
             wires.append({"between": ("gpu", "switch"), "link": fabric})
@@ -234,6 +234,13 @@ class Catalog:
         price = device.price.model_copy(update={k: v * count for k, v in device.price if v is not None})
         engines: tuple[Engine, ...] = machine.engines
         return Hardware(device.name, Machine(node.name, engines, machine.stores, machine.links, "gpu", node, price), 1, ())
+
+    def _fabric(self, device: Processor, count: int) -> str | None:
+        """What joins that many bare devices: their fabric, or the host link where a bridge joins only pairs."""
+        if device.fabric is None:
+            return device.host_link
+        peers = self.link(device.fabric).maximum_peers
+        return device.fabric if peers is None or count - 1 <= peers else device.host_link
 
     def _network(self, levels: Iterable[Network]) -> tuple[tuple[Network, LinkType], ...]:
         return tuple((level, self.link(level.link)) for level in levels)

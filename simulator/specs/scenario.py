@@ -184,6 +184,7 @@ class ServingStrategy(Spec):
     """How a replica batches, keeps its KV cache and is cut over GPUs."""
 
     batching: Literal["continuous", "static"] = "continuous"
+    """continuous: requests come and go between iterations; static: a batch runs until its longest output is done."""
     tensor_parallel: Positive = 1
     precision: Literal["fp32", "fp16", "bf16", "fp8"] = "bf16"
     """Format of matrix products and activations."""
@@ -201,7 +202,10 @@ class ServingStrategy(Spec):
     """Tokens of a KV block."""
     memory_utilization: Fraction = 0.9
     """Share of GPU memory that the engine may use."""
+    watermark: Share = 0.01
+    """Share of the KV cache that admission of a request leaves to those that run."""
     preemption: Literal["recompute"] = "recompute"
+    """What becomes of the latest request when blocks run out: its cache is dropped and computed again."""
     host_overhead: Seconds | None = None
     """CPU time of an iteration that is not hidden; the class constant if absent."""
 
@@ -260,6 +264,11 @@ class OffloadStrategy(Spec):
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     weight_precision: NumberFormat | None = None
     kv_precision: NumberFormat | None = None
+    fused_attention: bool = True
+    """FlashAttention-like prefill; false: scores and softmax as separate kernels with the scores in memory."""
+    cpu_attention: Literal["fused", "widened"] = "fused"
+    """Kernel of CPU attention: fused reads the cache once; widened writes it in fp32 first and reads that, as PyTorch
+    does where a CPU has no 16-bit arithmetic."""
     pinned: Fraction = 1.0
     """Share of a tier's capacity that the strategy may use."""
 

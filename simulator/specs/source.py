@@ -107,7 +107,7 @@ class _Builder:
             self._fault(node, key, f"explicit tag {node.tag!r} is not understood; write plain values")
             return None
         if isinstance(node, yaml.ScalarNode):
-            plain_null = node.style is None and node.value in ("", "~", "null", "Null", "NULL")
+            plain_null = not node.style and node.value in ("", "~", "null", "Null", "NULL")
             return None if plain_null else node.value
         self._open.add(id(node))
         try:

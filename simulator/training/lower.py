@@ -91,8 +91,8 @@ class _Lowering:
             self.out.memories.append(program.memory(f"stage {index} HBM", stage.capacity))
             for category, size in stage.resident.items():
                 program.allocate(self.out.memories[index], size, category, name=category)
-        self.next = [self._link(f"stage {i} to {(i + 1) % count}", s.boundary) for i, s in enumerate(stages)]
-        self.back = [self._link(f"stage {(i + 1) % count} to {i}", s.boundary) for i, s in enumerate(stages)]
+        self.next = [self._link(f"stage {i} to {(i + 1) % count}, activations", s.boundary) for i, s in enumerate(stages)]
+        self.back = [self._link(f"stage {(i + 1) % count} to {i}, gradients", s.boundary) for i, s in enumerate(stages)]
         self.reduce = [
             program.link(f"stage {i} data-parallel", stage.reduction[0].bandwidth) if stage.reduction else -1
             for i, stage in enumerate(stages)

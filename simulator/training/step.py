@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.cost import Breakdown, collective_traffic, optimizer_work, relative_error
+from simulator.cost import Breakdown, adam_bytes, collective_traffic, peak_flops, relative_error
 from simulator.engine import Timeline, execute
 from simulator.graph import FORMAT_BYTES, Collective, Elementwise, ModelGraph, Shape, build
 from simulator.specs import MemroofError, OperatorClass, Span, TrainingScenario
 from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup
 from simulator.training.lower import Lowered, Message, StageWork, lower
-from simulator.training.memory import ModelStates, graph_parameters, model_states
+from simulator.training.memory import MASTER_BYTES, STATE_BYTES, ModelStates, bytes_per_parameter, graph_parameters, model_states
 from simulator.training.passes import ChunkPass, PassPricer
 from simulator.training.plan import Plan, make_plan
 from simulator.training.schedule import SCHEDULES
@@ -81,7 +81,7 @@ class _Step:
         chunks = tuple(self._chunk(place) for place in places)
         states, parameters = self.states(index)
         reduction, gather = self._data_parallel(parameters, states)
-        optimizer = self.cost.price(optimizer_work(self._updated(parameters), strategy.optimizer, strategy.gradient_precision))
+        optimizer = self.cost.price(self._optimizer(self._updated(parameters)))
         schedule = SCHEDULES[strategy.schedule](index, plan.pipeline, plan.micro_batches, plan.chunks)
         context = float(self.cost.calibration.host.context_bytes or 0.0)
         resident = {
@@ -165,6 +165,15 @@ class _Step:
             return messages, None
         return messages, self._message(Collective("all-gather", "data", states.weights), self.spans["data"])
 
+    def _optimizer(self, elements: float) -> Elementwise:
+        weight, gradient, _ = bytes_per_parameter(self.strategy)
+        master = MASTER_BYTES if weight < MASTER_BYTES else 0.0
+        moments = STATE_BYTES[self.strategy.optimizer] / 2.0
+        read, written = adam_bytes(
+            elements, gradient_bytes=gradient, weight_bytes=weight, state_bytes=moments, master_bytes=master
+        )
+        return Elementwise(read, written, 12.0 * elements)
+
     def _updated(self, parameters: tuple[float, float]) -> float:
         """Elements that one rank's optimizer updates."""
         total, expert = parameters
@@ -181,7 +190,7 @@ def _outcome(step: _Step, stages: list[StageWork], lowered: Lowered, timeline: T
     error = relative_error(accounts.classes, setup.cost.calibration.error)
     tokens = scenario.workload.global_batch * scenario.workload.sequence
     model_flops = _model_flops(step)
-    peak = setup.cost.peak(plan.numerics.compute)
+    peak = peak_flops(setup.hardware.device, plan.numerics.compute)
     utilization = model_flops / (seconds * plan.ranks * peak)
     hardware_flops = model_flops + _repeated_flops(step)
     speed = error
@@ -220,14 +229,14 @@ def _accounts(stage: StageWork, lowered: Lowered, timeline: Timeline, index: int
     total = Breakdown()
     for chunk in stage.chunks:
         total = total + (chunk.forward_time + chunk.backward_time) * count
-    classes: dict[OperatorClass, float] = {name: float(value) for name, value in total.by_class().items()}
+    classes: dict[OperatorClass, float] = {name: float(value) for name, value in total.by_class.items()}
     binds: dict[Bottleneck, float] = {}
     links: Mapping[str, Bottleneck] = {
-        "tensor": _link_name(step.spans["tensor"], "tensor-parallel link"),
-        "expert": _link_name(step.spans["expert"], "expert-parallel link"),
+        "tensor link": _link_name(step.spans["tensor"], "tensor-parallel link"),
+        "expert link": _link_name(step.spans["expert"], "expert-parallel link"),
     }
-    for (bound, axis), value in total.by_bound().items():
-        name: Bottleneck = links.get(axis, "network") if bound == "link" else bound  # type: ignore[assignment]
+    for bound, value in total.by_bound.items():
+        name: Bottleneck = links.get(bound, bound)  # type: ignore[arg-type]
         binds[name] = binds.get(name, 0.0) + float(value)
     classes["elementwise"] = classes.get("elementwise", 0.0) + stage.optimizer
     binds["memory"] = binds.get("memory", 0.0) + stage.optimizer
@@ -263,7 +272,7 @@ def _memory(stages: list[StageWork], lowered: Lowered, timeline: Timeline) -> tu
         rows.append(
             MemoryUse(
                 f"GPU of stage {index}" if len(stages) > 1 else "GPU", "hbm", stage.capacity, peak.bytes, peak.time,
-                dict(peak.by_category), tuple(Holding(h.name, h.size) for h in peak.holders), f"stage {index}",
+                dict(peak.by_category), tuple(Holding(name, size) for name, size in peak.holders), f"stage {index}",
             )
         )  # fmt: skip
     return tuple(sorted(rows, key=lambda use: -use.peak))

@@ -6,7 +6,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import networkx
 import pytest
 import yaml
 from hypothesis import given
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from simulator.specs import Catalog, Hardware, Machine, MemroofError, SpecError, UnknownNameError
 from simulator.specs.catalog import FOLDERS, shipped_root
-from simulator.specs.routing import Edge, best_paths, concurrent_rate
 from simulator.specs.scenario import HardwareChoice
 
 CATALOG = Catalog(environment={})
@@ -156,6 +154,13 @@ def test_dgx_a100_dram_of_the_other_socket_goes_between_sockets_not_through_a_gp
         "dram0.bus", "dram0-cpu0", "cpu0>cpu1", "cpu1>pcie_switch3", "pcie_switch3>gpu7", "gpu7.hbm",
     ]  # fmt: skip
     assert machine.path("dram0", "gpu7.hbm").bandwidth == 31.5e9
+
+
+def test_a_drive_does_not_take_the_shorter_way_through_another_gpu() -> None:
+    machine = CATALOG.machine("mi300x-node")
+    assert edge_names(machine, "nvme0", "gpu7.hbm")[1:-1] == [
+        "nvme0>pcie_switch0", "pcie_switch0>cpu0", "cpu0>cpu1", "cpu1>pcie_switch3", "pcie_switch3>gpu7",
+    ]  # fmt: skip
 
 
 def test_peers_take_the_nvswitch_rather_than_their_pcie_switch() -> None:
@@ -425,25 +430,37 @@ def test_a_node_configures_the_memory_of_its_parts(tmp_path: Path) -> None:
 
 RACKS = """\
     kind: cluster
-    groups: [{node: dgx-h100, count: 64}]
+    groups: [{node: dgx-h100, count: 256}]
     network:
       - {name: rack, link: infiniband-ndr, links_per_node: 8, nodes: 4}
       - {name: pod, link: infiniband-ndr, links_per_node: 8, nodes: 16, oversubscription: 2}
-      - {name: spine, link: infiniband-hdr, links_per_node: 8, nodes: 64, oversubscription: 2}
+      - {name: hall, link: infiniband-hdr, links_per_node: 8, nodes: 64, oversubscription: 2}
+      - {name: spine, link: infiniband-ndr, links_per_node: 8, nodes: 256}
 """
 
 
 @pytest.mark.parametrize(
     ("size", "stride", "expected"),
     [
-        (512, 1, [("node", 8, 450e9), ("rack", 4, 50e9), ("pod", 4, 25e9), ("spine", 4, 12.5e9)]),
-        (32, 16, [("rack", 2, 50e9), ("pod", 4, 25e9), ("spine", 4, 12.5e9)]),
-        (8, 64, [("pod", 2, 25e9), ("spine", 4, 12.5e9)]),
-        (4, 128, [("spine", 4, 12.5e9)]),
-        (2, 256, [("spine", 2, 12.5e9)]),
+        (
+            2048,
+            1,
+            [
+                ("node", 8, 450e9),
+                ("rack", 4, 50e9),
+                ("pod", 4, 25e9),
+                ("hall", 4, 12.5e9),
+                ("spine", 4, 12.5e9),
+            ],
+        ),
+        (32, 16, [("rack", 2, 50e9), ("pod", 4, 25e9), ("hall", 4, 12.5e9)]),
+        (8, 64, [("pod", 2, 25e9), ("hall", 4, 12.5e9)]),
+        (4, 128, [("hall", 4, 12.5e9)]),
+        (8, 256, [("hall", 2, 12.5e9), ("spine", 4, 12.5e9)]),
+        (4, 512, [("spine", 4, 12.5e9)]),
     ],
 )
-def test_three_levels_of_network(
+def test_four_levels_of_network(
     tmp_path: Path, size: int, stride: int, expected: list[tuple[str, int, float]]
 ) -> None:
     hardware = write(tmp_path, "cluster", "racks", RACKS).hardware(HardwareChoice(cluster="racks"))
@@ -540,43 +557,3 @@ def test_nodes_without_a_network_or_beyond_its_reach_say_so() -> None:
 def test_unknown_node_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="dgx-h100"):
         CATALOG.machine("dgx-h10")
-
-
-# --- laws ---
-
-PARTS = st.integers(0, 7)
-
-
-@given(st.lists(st.tuples(PARTS, PARTS, st.integers(1, 9)), max_size=20), PARTS, PARTS)
-def test_paths_have_as_few_hops_as_networkx_finds(
-    wires: list[tuple[int, int, int]], start: int, end: int
-) -> None:
-    neighbours: dict[str, list[tuple[str, Edge]]] = {}
-    graph = networkx.DiGraph()
-    graph.add_nodes_from(str(i) for i in range(8))
-    for index, (a, b, bandwidth) in enumerate(wires):
-        neighbours.setdefault(str(a), []).append((str(b), Edge(f"e{index}", float(bandwidth))))
-        graph.add_edge(str(a), str(b))
-    found = best_paths(neighbours, str(start)).get(str(end))
-    if not networkx.has_path(graph, str(start), str(end)):
-        assert found is None
-        return
-    assert found is not None
-    assert len(found) == networkx.shortest_path_length(graph, str(start), str(end))
-
-
-def test_among_equally_short_paths_the_widest_wins_and_an_avoided_part_loses() -> None:
-    wide, narrow = Edge("wide", 10.0, 1.0), Edge("narrow", 1.0)
-    table = {"a": [("x", narrow), ("y", wide)], "x": [("b", Edge("xb", 9.0))], "y": [("b", Edge("yb", 9.0))]}
-    assert [edge.name for edge in best_paths(table, "a")["b"]] == ["wide", "yb"]
-    assert [edge.name for edge in best_paths(table, "a", {"y"})["b"]] == ["narrow", "xb"]
-    assert [edge.name for edge in best_paths(table, "a", {"x", "y"})["b"]] == ["wide", "yb"]
-
-
-@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=4), min_size=1, max_size=6))
-def test_concurrent_transfers_fill_the_most_crowded_edge_and_no_more(routes: list[list[int]]) -> None:
-    edges = [Edge(f"e{i}", float(10 + i)) for i in range(5)]
-    rate = concurrent_rate([[edges[i] for i in route] for route in routes])
-    loads = [sum(i in route for route in routes) for i in range(5)]
-    used = [rate * load / edges[i].bandwidth for i, load in enumerate(loads)]
-    assert max(used) == pytest.approx(1.0)

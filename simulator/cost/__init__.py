@@ -1,0 +1,36 @@
+"""Cost: roofline and collective formulas, a device's cost model, and how sure its times are."""
+
+from simulator.cost.attention import attention_time, decode_attention_time
+from simulator.cost.breakdown import BOUNDS, Bound, Breakdown, Cost, OperatorTime
+from simulator.cost.collectives import Algorithm, algorithms, collective_time, collective_traffic
+from simulator.cost.matmul import matmul_time
+from simulator.cost.model import CostModel
+from simulator.cost.numeric import Parts, overlap
+from simulator.cost.peaks import peak_flops
+from simulator.cost.streams import adam_bytes, gather_bytes, stream_time, transfer_time
+from simulator.cost.uncertainty import interval, relative_error
+
+__all__ = [
+    "BOUNDS",
+    "Algorithm",
+    "Bound",
+    "Breakdown",
+    "Cost",
+    "CostModel",
+    "OperatorTime",
+    "Parts",
+    "adam_bytes",
+    "algorithms",
+    "attention_time",
+    "collective_time",
+    "collective_traffic",
+    "decode_attention_time",
+    "gather_bytes",
+    "interval",
+    "matmul_time",
+    "overlap",
+    "peak_flops",
+    "relative_error",
+    "stream_time",
+    "transfer_time",
+]

@@ -1,0 +1,116 @@
+"""Costs of one work and of many: seconds by operator class and by what binds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from simulator.cost.numeric import Parts
+from simulator.graph.work import Numeric
+from simulator.specs.calibration import OperatorClass
+
+Bound = Literal["compute", "memory", "link", "latency"]
+BOUNDS: tuple[Bound, ...] = ("compute", "memory", "link", "latency")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds of one work and their parts; ``error`` is the relative standard error of its class."""
+
+    time: Numeric
+    operator_class: OperatorClass
+    compute: Numeric = 0.0
+    memory: Numeric = 0.0
+    link: Numeric = 0.0
+    latency: Numeric = 0.0
+    error: float = 0.0
+
+    @staticmethod
+    def of(parts: Parts, operator_class: OperatorClass, error: float) -> Cost:
+        """Label the parts of a formula."""
+        time, compute, memory, link, latency = parts
+        return Cost(time, operator_class, compute, memory, link, latency, error)
+
+    @property
+    def bound(self) -> Any:
+        """What binds: the longest part, of equal ones the first; an array where the time is one."""
+        parts = (self.compute, self.memory, self.link, self.latency)
+        if not isinstance(self.time, np.ndarray):
+            return BOUNDS[parts.index(max(parts))]
+        stacked = np.stack([np.broadcast_to(part, self.time.shape) for part in parts])
+        return np.array(BOUNDS)[stacked.argmax(axis=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """Sum of costs: seconds by operator class and by bound; ``hidden`` ones ran beside others and count in neither."""
+
+    by_class: dict[OperatorClass, Numeric] = field(default_factory=dict)
+    by_bound: dict[Bound, Numeric] = field(default_factory=dict)
+    hidden: Numeric = 0.0
+
+    @staticmethod
+    def of(cost: Cost) -> Breakdown:
+        """One cost, exposed."""
+        return Breakdown({cost.operator_class: cost.time}, _by_bound(cost))
+
+    @property
+    def time(self) -> Numeric:
+        """Sum [s]."""
+        return sum(self.by_class.values(), start=0.0)
+
+    def __add__(self, other: Breakdown) -> Breakdown:
+        return Breakdown(
+            _merged(self.by_class, other.by_class),
+            _merged(self.by_bound, other.by_bound),
+            self.hidden + other.hidden,
+        )
+
+    def __mul__(self, factor: Numeric) -> Breakdown:
+        return Breakdown(
+            {name: time * factor for name, time in self.by_class.items()},
+            {name: time * factor for name, time in self.by_bound.items()},
+            self.hidden * factor,
+        )
+
+    __rmul__ = __mul__
+
+    def beside(self, seconds: Numeric) -> Breakdown:
+        """Return what is exposed of this beside work of ``seconds``: max(0, own - seconds), shares unchanged."""
+        own: Any = self.time
+        exposed: Any = np.maximum(own - seconds, 0.0)
+        share = np.divide(exposed, own, out=np.zeros(np.shape(exposed)), where=np.asarray(own) > 0.0)
+        scaled = self * (float(share) if np.ndim(share) == 0 else share)
+        hidden = own - exposed + self.hidden
+        return Breakdown(scaled.by_class, scaled.by_bound, float(hidden) if np.ndim(hidden) == 0 else hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorTime:
+    """An operator's passes, collectives that run beside other work counted as far as they are exposed."""
+
+    forward: Breakdown
+    input_gradient: Breakdown
+    weight_gradient: Breakdown
+
+    @property
+    def backward(self) -> Breakdown:
+        """Input gradient and weight gradient."""
+        return self.input_gradient + self.weight_gradient
+
+
+def _by_bound(cost: Cost) -> dict[Bound, Numeric]:
+    bound = cost.bound
+    if isinstance(bound, str):
+        return {bound: cost.time}  # type: ignore[dict-item]
+    present = [name for name in BOUNDS if np.any(bound == name)]
+    return {name: np.where(bound == name, cost.time, 0.0) for name in present}
+
+
+def _merged(a: dict[Any, Numeric], b: dict[Any, Numeric]) -> dict[Any, Numeric]:
+    merged = dict(a)
+    for name, time in b.items():
+        merged[name] = merged[name] + time if name in merged else time
+    return merged

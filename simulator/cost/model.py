@@ -1,0 +1,238 @@
+"""The cost model of one device: it prices works and operators, and knows no strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from simulator.cost.attention import attention_time, decode_attention_time
+from simulator.cost.breakdown import Breakdown, Cost, OperatorTime
+from simulator.cost.collectives import collective_time
+from simulator.cost.matmul import matmul_time
+from simulator.cost.numeric import Parts, smaller
+from simulator.cost.peaks import peak_flops
+from simulator.cost.streams import gather_bytes, stream_time, transfer_time
+from simulator.graph.graph import Operator
+from simulator.graph.work import Attention, Axis, Collective, Elementwise, Gather, Matmul, Numeric, Work
+from simulator.specs.base import Spec
+from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, OperatorClass
+from simulator.specs.errors import MemroofError
+from simulator.specs.hardware import Processor
+from simulator.specs.machine import Span
+
+BACKWARD_PRODUCTS = 2.5
+"""Products of the backward pass of fused attention over those of the forward pass: five for two (Dao 2023)."""
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Prices work on one device.
+
+    Parameters
+    ----------
+    device : Processor
+        What computes.
+    calibration : Calibration
+        Constants of the device, its architecture or its kind; every one must be given.
+    memory_bandwidth : float, optional
+        Bandwidth of the memory that operands stream from [B/s]; the device's main memory if absent. A CPU
+        whose DRAM is configured by its node needs it.
+
+    Raises
+    ------
+    MemroofError
+        If a constant is missing, or the memory bandwidth is unknown.
+    """
+
+    device: Processor
+    calibration: Calibration
+    memory_bandwidth: float | None = None
+    _constants: dict[str, dict[str, float]] = field(init=False, repr=False, compare=False)
+    _common: dict[str, float] = field(init=False, repr=False, compare=False)
+    _peaks: dict[tuple[str, bool], float] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        bandwidth = self.memory_bandwidth
+        if bandwidth is None:
+            ports = iter(self.device.memory.values())
+            port = next(ports, None)
+            if port is None:
+                raise MemroofError(
+                    f"{self.device.name} has no memory of its own; give the bandwidth of its DRAM"
+                )
+            bandwidth = port.bandwidth
+        object.__setattr__(self, "_constants", _complete(self.calibration))
+        object.__setattr__(
+            self, "_common", {"bandwidth": float(bandwidth), "units": float(self.device.compute.units)}
+        )
+        object.__setattr__(self, "_peaks", {})
+
+    def price(self, work: Work, span: Span | None = None) -> Cost:
+        """Return the cost of one work; a :class:`Collective` needs the span of its group.
+
+        Raises
+        ------
+        MemroofError
+            If the device has no unit for the work's number format, or a collective comes without a span.
+        """
+        if isinstance(work, Matmul):
+            return self._cost(self._matmul(work), "matmul")
+        if isinstance(work, Attention):
+            return self._decode(work) if work.decode else self._cost(self._attention(work), "attention")
+        if isinstance(work, Elementwise):
+            return self._stream(work.bytes, "elementwise", work.flops, work.format, work.kernels)
+        if isinstance(work, Gather):
+            return self._stream(gather_bytes(work.rows, work.row_bytes), "embedding")
+        if span is None:
+            raise MemroofError(f"the {work.kind} of axis {work.axis!r} has no span: say which ranks it joins")
+        parts = collective_time(work.kind, span, work.size, **self._constants["collective"])
+        return self._cost(parts, "collective")
+
+    def transfer(
+        self,
+        size: Numeric,
+        bandwidth: Numeric,
+        latency: float = 0.0,
+        *,
+        chunk: Numeric | None = None,
+        storage: bool = False,
+    ) -> Cost:
+        """Return the cost of a copy over a path of ``bandwidth`` [B/s]; ``storage`` where an end of it is flash."""
+        constants = self._constants["transfer"]
+        efficiency = constants["storage_efficiency" if storage else "efficiency"]
+        half = constants["half_bytes"]
+        parts = transfer_time(
+            size, bandwidth, latency=latency, efficiency=efficiency, half_bytes=half, chunk=chunk
+        )
+        return self._cost(parts, "transfer")
+
+    def total(self, works: Iterable[Work], spans: Mapping[Axis, Span]) -> Breakdown:
+        """Return the sum of works that run one after the other, collectives exposed."""
+        result = Breakdown()
+        for work in works:
+            result = result + Breakdown.of(self.price(work, _span(work, spans)))
+        return result
+
+    def operator_times(self, operator: Operator, spans: Mapping[Axis, Span]) -> OperatorTime:
+        """Return the passes of an operator with its hidden collectives.
+
+        A collective with ``hidden_by`` runs on the communication stream beside the work of the other part of
+        the same operator's backward pass: the reduction of the input gradient beside the weight gradient's
+        product, and the repeated gather of the input beside the input gradient's (Megatron-LM's asynchronous
+        linear layers). Only what is longer than that work, max(0, collective - work), is exposed; it counts
+        where the collective stands.
+        """
+        parts = {
+            "input-gradient": self._split(operator.input_gradient, spans),
+            "weight-gradient": self._split(operator.weight_gradient, spans),
+        }
+        times: dict[str, Breakdown] = {}
+        for name, (exposed, hidden) in parts.items():
+            times[name] = exposed
+            for hider, collective in hidden.items():
+                times[name] = times[name] + collective.beside(parts[hider][0].time)
+        return OperatorTime(
+            self.total(operator.forward, spans), times["input-gradient"], times["weight-gradient"]
+        )
+
+    def _split(
+        self, works: Iterable[Work], spans: Mapping[Axis, Span]
+    ) -> tuple[Breakdown, dict[str, Breakdown]]:
+        exposed = Breakdown()
+        hidden: dict[str, Breakdown] = {}
+        for work in works:
+            cost = Breakdown.of(self.price(work, _span(work, spans)))
+            hider = work.hidden_by if isinstance(work, Collective) else ""
+            if hider:
+                hidden[hider] = hidden[hider] + cost if hider in hidden else cost
+            else:
+                exposed = exposed + cost
+        return exposed, hidden
+
+    def _cost(self, parts: Parts, operator_class: OperatorClass) -> Cost:
+        return Cost.of(parts, operator_class, self.calibration.error[operator_class])
+
+    def _peak(self, format: str, matrix: bool) -> float:
+        key = (format, matrix)
+        if key not in self._peaks:
+            self._peaks[key] = float(peak_flops(self.device, format, matrix))
+        return self._peaks[key]
+
+    def _matmul(self, work: Matmul) -> Parts:
+        constants = dict(self._constants["matmul"])
+        grouped = constants.pop("grouped_efficiency")
+        if work.grouped:
+            constants["peak_efficiency"] *= grouped
+        return matmul_time(
+            work.m, work.n, work.k, work.count,
+            peak=self._peak(work.format, True), launch=self._constants["host"]["launch"],
+            left_bytes=work.left_bytes, right_bytes=work.right_bytes, out_bytes=work.out_bytes,
+            **self._common, **constants,
+        )  # fmt: skip
+
+    def _attention(self, work: Attention) -> Parts:
+        constants = dict(self._constants["attention"])
+        backward = constants.pop("backward_efficiency")
+        if work.backward:
+            constants["peak_efficiency"] = backward
+        # a tile of queries sees its window and its own rows
+        keys = (
+            smaller(work.keys, work.window + constants["tile"])
+            if np.any(np.isfinite(work.window))
+            else work.keys
+        )
+        return attention_time(
+            work.batch, work.heads, work.queries, keys, work.pairs, work.qk_dim + work.v_dim, work.bytes,
+            peak=self._peak(work.format, True), products=BACKWARD_PRODUCTS if work.backward else 1.0,
+            **self._common, **constants,
+        )  # fmt: skip
+
+    def _decode(self, work: Attention) -> Cost:
+        keys = smaller(work.keys, work.window + work.queries - 1.0)
+        parts = decode_attention_time(
+            work.batch, work.heads, work.kv_heads, work.queries, keys, work.qk_dim + work.v_dim, work.bytes,
+            work.batch * work.heads * work.queries * work.v_dim,
+            peak=self._peak(work.format, True), **self._common, **self._constants["decode_attention"],
+        )  # fmt: skip
+        return self._cost(parts, "decode-attention")
+
+    def _stream(
+        self,
+        size: Numeric,
+        operator_class: OperatorClass,
+        flops: Numeric = 0.0,
+        format: str = "fp32",
+        kernels: int = 1,
+    ) -> Cost:
+        parts = stream_time(
+            size, flops, kernels, peak=self._peak(format, False), bandwidth=self._common["bandwidth"],
+            launch=self._constants["host"]["launch"], **self._constants["elementwise"],
+        )  # fmt: skip
+        return self._cost(parts, operator_class)
+
+
+def _span(work: Work, spans: Mapping[Axis, Span]) -> Span | None:
+    if not isinstance(work, Collective):
+        return None
+    if work.axis not in spans:
+        raise MemroofError(
+            f"the {work.kind} of axis {work.axis!r} has no span; known axes: {', '.join(spans) or 'none'}"
+        )
+    return spans[work.axis]
+
+
+def _complete(calibration: Calibration) -> dict[str, dict[str, float]]:
+    """Return every constant as a plain float, by section."""
+    sections: dict[str, dict[str, float]] = {}
+    missing: list[str] = []
+    for section, constants in calibration:
+        if not isinstance(constants, Spec):
+            continue
+        missing += [f"{section}.{name}" for name, value in constants if value is None]
+        sections[section] = {name: float(value) for name, value in constants if value is not None}
+    missing += [f"error.{name}" for name in OPERATOR_CLASSES if name not in calibration.error]
+    if missing:
+        raise MemroofError(f"calibration {calibration.name}: missing {', '.join(missing)}")
+    return sections

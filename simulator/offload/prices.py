@@ -1,0 +1,213 @@
+"""What each layer costs and holds: seconds in prefill and in every decode step, bytes of weights, cache and workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.cost import Breakdown, CostModel, peak_flops, stream_time
+from simulator.graph import Attention, Block, ModelGraph, Numerics, Operator, Shape, Work, build
+from simulator.offload.tiers import Host
+from simulator.specs import MemroofError, Model, OffloadWorkload, OperatorClass, Span
+from simulator.strategy import Bottleneck
+
+ALONE = {"tensor": Span(()), "expert": Span(())}
+WIDENED_BYTES = 4.0
+"""Bytes of a value in fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Seconds of some work by what binds it and by operator class; numbers, or arrays with an entry a decode step."""
+
+    time: npt.NDArray[np.float64]
+    bottlenecks: Mapping[Bottleneck, npt.NDArray[np.float64]]
+    classes: Mapping[OperatorClass, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is streamed and computed at once: the embedding, a layer or the head, for one GPU batch."""
+
+    name: str
+    weights: float
+    """Bytes that computing it needs (of a tied head: the table, which the embedding keeps)."""
+    stored: float
+    """Bytes that it keeps for itself."""
+    prefill: Price
+    before: Price
+    """Decode up to the attention core; of a unit without a cache: all of it."""
+    attention: Price
+    """The attention core of a decode step, for the share of the sequences that attend on the accelerator."""
+    after: Price
+    host: Price | None
+    """The attention core on the CPU, for the other sequences; None where nothing attends there."""
+    host_bytes: npt.NDArray[np.float64]
+    """DRAM traffic of that in a decode step [B]."""
+    query_bytes: float
+    """Queries of one decode step of a sequence [B]."""
+    output_bytes: float
+    """Attention output of one decode step of a sequence [B]."""
+    token_bytes: float
+    """Cache of one token of one sequence [B]."""
+    window: float
+    """Tokens of a sequence that the cache keeps at most."""
+    workspace: tuple[float, float]
+    """Most bytes of tensors alive at once, in prefill and in decode."""
+
+    def cache_bytes(self, tokens: float) -> float:
+        """Cache of one sequence of ``tokens`` [B]."""
+        return self.token_bytes * min(tokens, self.window)
+
+
+def price_units(
+    model: Model,
+    workload: OffloadWorkload,
+    numerics: Numerics,
+    cost: CostModel,
+    *,
+    fused: bool,
+    host: Host | None,
+    host_share: float,
+    widened: bool,
+) -> tuple[tuple[Unit, ...], tuple[int, ...]]:
+    """Return the distinct units of a model, and their order: embedding, layers, head.
+
+    Parameters
+    ----------
+    model, workload : Model, OffloadWorkload
+        What is generated.
+    numerics : Numerics
+        Formats of products, weights and cache.
+    cost : CostModel
+        Of the accelerator.
+    fused : bool
+        Whether prefill attention is one kernel.
+    host : Host, optional
+        The CPUs; needed where ``host_share`` is above 0.
+    host_share : float
+        Share of the sequences whose decode attention the CPUs compute.
+    widened : bool
+        Whether the CPUs write the cache in fp32 before they use it.
+    """
+    batch, steps = workload.batch, workload.output - 1
+    contexts = workload.prompt + np.arange(max(steps, 1), dtype=np.float64)
+    prefill = build(model, Shape(batch, workload.prompt, 0, "prefill"), numerics=numerics, fused_attention=fused)
+    decode = build(model, Shape(batch, 1, contexts, "decode"), numerics=numerics)
+    pricing = _Pricing(cost, host, host_share, widened, len(contexts))
+    table = model.vocab_size * (model.embedding_size or model.hidden_size) if model.tie_word_embeddings else 0
+    width = numerics.weight_bytes
+    pairs = [
+        (prefill.embedding, decode.embedding),
+        *zip(prefill.blocks, decode.blocks, strict=True),
+        (prefill.head, decode.head),
+    ]
+    units = []
+    for index, (first, later) in enumerate(pairs):
+        extra = table * width if index == len(pairs) - 1 else 0.0
+        units.append(pricing.unit(first, later, numerics, batch, extra))
+    return tuple(units), (0, *(1 + layer for layer in prefill.layers), len(pairs) - 1)
+
+
+def model_bytes(graph: ModelGraph) -> float:
+    """Weights of a graph [B]."""
+    return float(np.asarray(graph.weight_bytes))
+
+
+class _Pricing:
+    def __init__(self, cost: CostModel, host: Host | None, share: float, widened: bool, steps: int) -> None:
+        self.cost, self.host, self.share, self.widened, self.steps = cost, host, share, widened, steps
+
+    def unit(self, first: Block, later: Block, numerics: Numerics, batch: int, borrowed: float) -> Unit:
+        stored = float(later.parameters) * numerics.weight_bytes
+        token = float(later.kv_width) * numerics.kv_bytes
+        before, core, after = _split(later.operators) if token else (later.operators, (), ())
+        attention = [work for work in _works(core) if isinstance(work, Attention)]
+        on_gpu = _scaled(_works(core), 1.0 - self.share)
+        on_host = _scaled(attention, self.share)
+        host, traffic = self._host(on_host) if on_host else (None, np.zeros(self.steps))
+        return Unit(
+            later.name, stored + borrowed, stored,
+            self._price(_works(first.operators), 1), self._price(_works(before), self.steps),
+            self._price(on_gpu, self.steps), self._price(_works(after), self.steps), host, traffic,
+            sum(float(w.heads * w.queries * w.qk_dim * w.activation_bytes) for w in attention),
+            sum(float(w.heads * w.queries * w.v_dim * w.activation_bytes) for w in attention),
+            token, float(later.kv_window), (live_bytes(first), live_bytes(later)),
+        )  # fmt: skip
+
+    def _price(self, works: Iterable[Work], steps: int) -> Price:
+        total = self.cost.total(works, ALONE) if works else Breakdown()  # type: ignore[arg-type]
+        return Price(
+            _row(total.time, steps),
+            {name: _row(time, steps) for name, time in total.by_bound.items() if name != "link"},
+            {name: _row(time, steps) for name, time in total.by_class.items()},
+        )
+
+    def _host(self, works: list[Attention]) -> tuple[Price, npt.NDArray[np.float64]]:
+        """Roofline of attention on the CPUs, over the DRAM that the cache lies in."""
+        host = self.host
+        if host is None:
+            raise MemroofError("attention on the CPU needs a CPU that is wired to DRAM")
+        time: Any = np.zeros(self.steps)
+        traffic: Any = np.zeros(self.steps)
+        for work in works:
+            peak = host.count * peak_flops(host.device, "fp32" if self.widened else work.format, matrix=False)
+            cache = _row(work.cache_bytes, self.steps)
+            read = host_traffic(cache, work.kv_bytes, widened=self.widened)
+            parts = stream_time(
+                read, work.flops, peak=peak, bandwidth=host.channel.rate, memory_efficiency=1.0, half_bytes=0.0,
+                launch=0.0,
+            )  # fmt: skip
+            time, traffic = time + parts.time, traffic + read
+        return Price(time, {"host": time}, {"host": time}), traffic
+
+
+def host_traffic(cache: Any, kv_bytes: float, *, widened: bool) -> Any:
+    """Return the DRAM traffic of attention on the CPU over ``cache`` bytes of keys and values [B].
+
+    Read once where the kernel is fused; where values are widened first, each is read in its own width, written in fp32
+    and read again.
+    """
+    return cache * (1.0 + 2.0 * WIDENED_BYTES / kv_bytes) if widened else cache
+
+
+def live_bytes(block: Block) -> float:
+    """Return the most bytes of tensors that are alive at once while a block runs [B].
+
+    A tensor lives from the operator that writes it to the last that reads it. The block's input is left out: hidden
+    states are counted apart.
+    """
+    last = {name: i for i, operator in enumerate(block.operators) for name in (*operator.outputs, *operator.inputs)}
+    alive: set[str] = set()
+    most = 0.0
+    for i, operator in enumerate(block.operators):
+        alive.update(name for name in operator.outputs if name != block.input)
+        most = max(most, sum(float(np.max(block.tensors[name].size)) for name in alive))
+        alive = {name for name in alive if last[name] > i}
+    return most
+
+
+def _split(operators: tuple[Operator, ...]) -> tuple[tuple[Operator, ...], tuple[Operator, ...], tuple[Operator, ...]]:
+    """Cut a block at its attention core."""
+    places = [i for i, operator in enumerate(operators) if operator.core]
+    first, last = places[0], places[-1] + 1
+    return operators[:first], operators[first:last], operators[last:]
+
+
+def _works(operators: Iterable[Operator]) -> list[Work]:
+    return [work for operator in operators for work in operator.forward]
+
+
+def _scaled(works: Iterable[Any], share: float) -> list[Any]:
+    """Attention over a share of the sequences."""
+    if share <= 0.0:
+        return []
+    return [replace(work, batch=work.batch * share) if isinstance(work, Attention) else work for work in works]
+
+
+def _row(value: Any, steps: int) -> npt.NDArray[np.float64]:
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), (steps,))

@@ -1,0 +1,135 @@
+"""From a scenario to what a replica is: its GPUs, formats, limits, prices and memory; illegal ones are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from simulator.cost import peak_flops
+from simulator.graph import Numerics
+from simulator.serving.kv_cache import PagedCache
+from simulator.serving.scheduler import Policy
+from simulator.serving.step_time import StepPricer
+from simulator.serving.workload import Requests, draw_requests
+from simulator.specs import Hardware, MemroofError, Model, ServingScenario, ServingStrategy
+from simulator.strategy import Setup
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPlan:
+    """One replica, ready to run.
+
+    Attributes
+    ----------
+    tensor_parallel, replicas : int
+        GPUs of a replica, and equal replicas.
+    requests : Requests
+        What this replica is sent.
+    policy : Policy
+        Limits of the scheduler.
+    pricer : StepPricer
+        Iteration times.
+    cache : PagedCache
+        KV blocks of one GPU.
+    usable : float
+        Bytes of one GPU that the engine may use [B].
+    resident : mapping of str to float
+        What is there besides the KV cache, by category [B].
+    """
+
+    tensor_parallel: int
+    replicas: int
+    requests: Requests
+    policy: Policy
+    pricer: StepPricer
+    cache: PagedCache
+    usable: float
+    resident: Mapping[str, float]
+
+    @property
+    def needed(self) -> float:
+        """Bytes without which the longest request cannot be served [B]."""
+        return sum(self.resident.values()) + float(self.cache.size(self.requests.longest))
+
+
+def make_plan(setup: Setup) -> ReplicaPlan:
+    """Plan one replica of a serving scenario.
+
+    Raises
+    ------
+    MemroofError
+        If the scenario is of another kind or asks for what cannot be: see :func:`check`.
+    """
+    scenario = setup.scenario
+    if not isinstance(scenario, ServingScenario):
+        raise MemroofError(f"scenario {scenario.name!r} is of kind {scenario.kind!r}, not 'serving'")
+    strategy, hardware, constants = scenario.strategy, setup.hardware, setup.cost.calibration.host
+    check(strategy, setup.model, hardware)
+    requests = draw_requests(scenario.workload)
+    _check_lengths(requests, strategy, setup.model)
+    tensor = strategy.tensor_parallel
+    replicas = min(hardware.size // tensor, len(requests))
+    numerics = Numerics.of(strategy.precision, strategy.weight_precision, strategy.kv_precision)
+    host = constants.step if strategy.host_overhead is None else strategy.host_overhead
+    pricer = StepPricer(setup.model, numerics, tensor, hardware.span(tensor), setup.cost, float(host or 0.0))
+    policy = Policy(
+        strategy.max_batch, strategy.max_batched_tokens, strategy.chunked_prefill, strategy.batching == "static",
+        strategy.watermark,
+    )  # fmt: skip
+    requests = requests.share(replicas)
+    graph = pricer.graph()
+    sequences = min(policy.max_batch, len(requests))
+    tokens = min(policy.max_tokens, int((requests.prompt + requests.output).sum()))
+    resident = {
+        "weights": float(graph.weight_bytes),
+        "activations": pricer.workspace_bytes(tokens, sequences),
+        "context": float(constants.context_bytes or 0.0),
+    }
+    usable = float(hardware.memory.capacity * strategy.memory_utilization)
+    cache = PagedCache.of(graph, strategy.block_size, usable - sum(resident.values()))
+    return ReplicaPlan(tensor, replicas, requests, policy, pricer, cache, usable, resident)
+
+
+def check(strategy: ServingStrategy, model: Model, hardware: Hardware) -> None:
+    """Refuse what cannot be served.
+
+    Raises
+    ------
+    MemroofError
+        For a model that does not decode, a tensor-parallel degree that heads or GPUs do not allow, a format that the
+        device lacks, or a token budget below the batch.
+    """
+    tensor = strategy.tensor_parallel
+    if model.family != "decoder":
+        raise MemroofError(f"{model.name} is an {model.family}: serving needs a model of family decoder, which generates")
+    if tensor > hardware.size:
+        raise MemroofError(f"tensor_parallel {tensor} needs as many GPUs; {hardware.name} has {hardware.size}")
+    if not heads_allow(model, tensor):
+        heads = f"{model.num_attention_heads} attention heads and {model.kv_heads} KV heads"
+        raise MemroofError(f"tensor_parallel {tensor} does not divide the {heads} of {model.name}")
+    peak_flops(hardware.device, strategy.precision)
+    if strategy.max_batched_tokens < strategy.max_batch:
+        raise MemroofError(
+            f"max_batched_tokens ({strategy.max_batched_tokens}) is below max_batch ({strategy.max_batch}): "
+            "an iteration must hold one token of each sequence"
+        )
+
+
+def heads_allow(model: Model, tensor: int) -> bool:
+    """Whether every rank of a tensor-parallel group gets whole heads; a KV head may be copied to several ranks."""
+    whole = model.num_attention_heads % tensor == 0
+    return whole and (model.mla is not None or model.kv_heads % tensor == 0 or tensor % model.kv_heads == 0)
+
+
+def _check_lengths(requests: Requests, strategy: ServingStrategy, model: Model) -> None:
+    longest = requests.longest + 1
+    if longest > model.max_position_embeddings:
+        raise MemroofError(
+            f"a request of {longest} tokens exceeds the {model.max_position_embeddings} positions of {model.name}; "
+            "lower the lengths or give them a 'maximum'"
+        )
+    if not strategy.chunked_prefill and longest > strategy.max_batched_tokens:
+        raise MemroofError(
+            f"without chunked_prefill max_batched_tokens ({strategy.max_batched_tokens}) must hold the longest request "
+            f"({longest} tokens)"
+        )
