@@ -34,7 +34,8 @@ def to_dict(result: Result) -> dict[str, Any]:
         "assumptions": list(result.assumptions),
         "sources": list(result.sources),
     }
-    return plain(document)
+    data: dict[str, Any] = plain(document)
+    return data
 
 
 def value_data(value: Value) -> dict[str, Any]:

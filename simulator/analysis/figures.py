@@ -35,6 +35,12 @@ _LIMIT = "#c9302c"
 _MAXIMUM_ROWS = 24
 _RESOLUTION = 3000
 """Bars closer than this part of a window are drawn as one."""
+_MANY = 1500
+"""Shapes beyond which an SVG holds them as one embedded picture."""
+_FEW_ROWS, _IDLE = 12, 0.01
+"""Where there are more rows than this, those busy for less than this share of a window are left out."""
+_VISIBLE = 5e-4
+"""Smallest share or relative change that is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,7 @@ def footprint_figure(
     bottom = np.zeros(len(moments))
     for name, level, colour in zip(names, levels, _colours(len(names)), strict=False):
         top = bottom + np.append(level, level[-1] if len(level) else 0.0) / 2**30
-        axes.fill_between(moments / scale, bottom, top, step="post", color=colour, linewidth=0, label=name)
+        axes.fill_between(moments / scale, bottom, top, step="post", color=colour, linewidth=0, label=name, rasterized=len(times) > _MANY)
         bottom = top
     if math.isfinite(capacity):
         axes.axhline(capacity / 2**30, color=_LIMIT, linewidth=1.2, linestyle=(0, (5, 2)), label="capacity")
@@ -119,25 +125,26 @@ def timeline_figure(
     scale, unit = _time_unit(last - first)
     names = [resource.name for resource in timeline.program.resources]
     bars = _bars(timeline, first, last)
-    used = {resource for resource, _ in bars}
-    rows = [name for name in (resources or names) if name in names and names.index(name) in used]
-    dropped, rows = len(rows) - _MAXIMUM_ROWS, rows[:_MAXIMUM_ROWS]
+    used = _busy_rows(bars, names, first, last) if resources is None else list(resources)
+    rows = used[:_MAXIMUM_ROWS]
+    dropped = len({resource for resource, _ in bars}) - len(rows)
     figure, axes = _figure(max(1.6, 0.8 + 0.26 * len(rows)), title)
     tags = list(dict.fromkeys(tag for resource, tag in bars if names[resource] in rows))
     colour = dict(zip(tags, _colours(len(tags)), strict=False))
     labelled: set[str] = set()
+    many = sum(map(len, bars.values())) > _MANY
     for (resource, tag), spans in bars.items():
         if names[resource] in rows:
             row = rows.index(names[resource])
             axes.broken_barh(
-                [(start / scale, (stop - start) / scale) for start, stop in spans], (row - 0.4, 0.8),
+                [(start / scale, (stop - start) / scale) for start, stop in spans], (row - 0.4, 0.8), rasterized=many,
                 facecolor=colour[tag], linewidth=0, label="_" if tag in labelled else tag or "task",
             )  # fmt: skip
             labelled.add(tag)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(first / scale, max(last, first + 1e-12) / scale)
-    axes.set_xlabel(f"time [{unit}]" + (f"   ({dropped} further rows are not drawn)" if dropped > 0 else ""))
+    axes.set_xlabel(f"time [{unit}]" + (f"   ({dropped} rows that are hardly busy are not drawn)" if dropped > 0 else ""))
     _legend(axes)
     return figure
 
@@ -193,7 +200,7 @@ def bottleneck_figure(shares: Mapping[str, float], *, title: str = "") -> Figure
     """Draw what the time is lost to, as shares of it, largest first."""
     names = sorted(shares, key=lambda name: (-shares[name], name))
     return _bar_figure(
-        [(name, shares[name] * 100.0, f"{shares[name] * 100.0:.1f} %") for name in names if shares[name] > 0],
+        [(name, shares[name] * 100.0, f"{shares[name] * 100.0:.1f} %") for name in names if shares[name] >= _VISIBLE],
         "share of time [%]",
         title,
     )
@@ -211,7 +218,8 @@ def effect_figure(effects: Iterable[tuple[str, float]], *, label: str, title: st
     title : str
         Above the figure.
     """
-    ordered = sorted(effects, key=lambda item: (-abs(item[1]), item[0]))[:12]
+    seen = (item for item in effects if abs(item[1]) >= _VISIBLE)
+    ordered = sorted(seen, key=lambda item: (-abs(item[1]), item[0]))[:12]
     return _bar_figure(
         [(name, change * 100.0, f"{change * 100.0:+.2f} %") for name, change in ordered], label, title
     )
@@ -231,14 +239,15 @@ def sweep_figure(sweep: Sweep) -> Figure:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in sweep.rows:
         label = ", ".join(f"{key.rpartition('.')[2]} {row[key]}" for key in others)
-        groups.setdefault(label, []).append(row)
+        if row["value"] is not None:
+            groups.setdefault(label, []).append(row)
     scale, unit = _unit(sweep)
     width = 0.5 / max(1, len(groups))
     for number, ((label, rows), colour) in enumerate(zip(groups.items(), _colours(len(groups)), strict=False)):
-        good = [row for row in rows if row["value"] is not None]
-        place = np.array([settings.index(str(row[along])) + (number - (len(groups) - 1) / 2) * width for row in good])
-        value, low, high = (np.array([row[key] for row in good], dtype=float) / scale for key in ("value", "low", "high"))
-        fits = np.array([bool(row["fits"]) for row in good], dtype=bool)
+        offset = (number - (len(groups) - 1) / 2) * width
+        place = np.array([settings.index(str(row[along])) + offset for row in rows])
+        value, low, high = (np.array([row[key] for row in rows], dtype=float) / scale for key in ("value", "low", "high"))
+        fits = np.array([bool(row["fits"]) for row in rows], dtype=bool)
         axes.errorbar(place, value, yerr=[value - low, high - value], fmt="none", ecolor=colour, capsize=3, linewidth=1.2)
         axes.scatter(place[fits], value[fits], color=colour, s=36, zorder=3, label=label or "_")
         axes.scatter(place[~fits], value[~fits], facecolor="none", edgecolor=colour, s=36, zorder=3)
@@ -258,7 +267,7 @@ def svg(figure: Figure) -> str:
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "memroof", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", dpi=200, transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = re.sub(r" *<metadata>.*?</metadata>\n", "", text[text.index("<svg") :], flags=re.DOTALL)
     return text.replace(INK, "currentColor")
@@ -313,6 +322,17 @@ def _bar_figure(rows: Sequence[tuple[str, float, str]], label: str, title: str) 
     axes.set_xlim(lowest - room if lowest < 0 else 0.0, highest + room)
     axes.set_xlabel(label)
     return figure
+
+
+def _busy_rows(
+    bars: Mapping[tuple[int, str], Sequence[tuple[float, float]]], names: Sequence[str], first: float, last: float
+) -> list[str]:
+    """Return the resources in use, in the order of the program; the hardly busy ones only where there are few."""
+    busy: dict[int, float] = {}
+    for (resource, _), spans in bars.items():
+        busy[resource] = busy.get(resource, 0.0) + sum(stop - start for start, stop in spans)
+    least = _IDLE * (last - first) if len(busy) > _FEW_ROWS else 0.0
+    return [names[resource] for resource in sorted(busy) if busy[resource] > least]
 
 
 def _bars(timeline: Timeline, first: float, last: float) -> dict[tuple[int, str], list[tuple[float, float]]]:

@@ -57,7 +57,8 @@ class FitReport:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able data."""
         data = {name: getattr(self, name) for name in self.__slots__}
-        return plain({**data, "fits": self.fits, "shortfall": self.shortfall})
+        document: dict[str, Any] = plain({**data, "fits": self.fits, "shortfall": self.shortfall})
+        return document
 
 
 def fit(

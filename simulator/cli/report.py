@@ -35,7 +35,7 @@ def command(
 
     if not (output or markdown or csv_file):
         raise click.UsageError("nothing to write; give -o FILE.html, --markdown FILE.md or --csv FILE.csv")
-    result = run(scenario, catalog=open_catalog(paths, assigned(assignments)), detail=True)
+    result = run(scenario, catalog=open_catalog(paths, assigned(assignments)))
     written = []
     for file, render in ((output, "html"), (markdown, "markdown"), (csv_file, "csv")):
         if file is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,32 +86,35 @@ def matmul_time(
         busy_share = np.minimum(np.maximum(tiles, 1.0) / busy, 1.0)
         return compute, (streamed + written * partial) / (bandwidth * busy_share)
 
-    tm, tn, split, partial = _candidates(tile_m, tile_n)
-    if not any(isinstance(x, np.ndarray) for x in (m, n, k, count)):
-        all_compute, all_memory = candidate(tm, tn, split, partial)
-        times = overlap(all_compute, all_memory)
+    choices = _candidates(tile_m, tile_n)
+    if any(isinstance(x, np.ndarray) for x in (m, n, k, count)):
+        time, compute, memory = _fastest(candidate(*choice) for choice in choices.T.tolist())
+    else:
+        computes, memories = candidate(*choices)
+        times = overlap(computes, memories)
         best = times.argmin()
-        time, compute, memory = float(times[best]), float(all_compute[best]), float(all_memory[best])
-        return Parts(time + launch, compute, memory, 0.0, launch)
-    result: tuple[Any, Any, Any] | None = None
-    for choice in zip(tm.tolist(), tn.tolist(), split.tolist(), partial.tolist(), strict=True):
-        compute, memory = candidate(*choice)
-        tried = (overlap(compute, memory), compute, memory)
-        if result is None:
-            result = tried
-        else:
-            better = tried[0] < result[0]
-            result = tuple(np.where(better, new, old) for new, old in zip(tried, result, strict=True))
-    time, compute, memory = cast(tuple[Any, Any, Any], result)
+        time, compute, memory = float(times[best]), float(computes[best]), float(memories[best])
     return Parts(time + launch, compute, memory, 0.0, launch)
 
 
+def _fastest(candidates: Iterable[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
+    # one candidate after the other, so that a large sweep needs the memory of two
+    best: tuple[Any, ...] = (np.inf, 0.0, 0.0)
+    for compute, memory in candidates:
+        tried = (overlap(compute, memory), compute, memory)
+        faster = tried[0] < best[0]
+        best = tuple(np.where(faster, new, old) for new, old in zip(tried, best, strict=True))
+    return best[0], best[1], best[2]
+
+
 @lru_cache(maxsize=16)
-def _candidates(tile_m: float, tile_n: float) -> tuple[Array, Array, Array, Array]:
-    # the largest tile that accumulators have room for is half of the square of the longest edges (256 x 128 on GPUs)
+def _candidates(tile_m: float, tile_n: float) -> Array:
+    """Return the rows tile height, tile width, splits and bytes of partial sums an element of the output."""
+    # accumulators have room for half of the square of the longest edges (256 x 128 on GPUs)
     shapes = [(1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.5, 0.25), (0.25, 0.5), (0.25, 0.25)]
     grid = [
-        (tile_m * a, tile_n * b, s, PARTIAL_BYTES * s if s > 1 else 0.0) for a, b in shapes for s in SPLITS
+        (tile_m * a, tile_n * b, split, PARTIAL_BYTES * split if split > 1 else 0.0)
+        for a, b in shapes
+        for split in SPLITS
     ]
-    columns = np.array(grid).T
-    return columns[0], columns[1], columns[2], columns[3]
+    return np.array(grid).T

@@ -9,8 +9,8 @@ import numpy as np
 from simulator.graph.attention import cross_attention, latent_attention, self_attention
 from simulator.graph.experts import moe_mlp
 from simulator.graph.graph import Block, ModelGraph, Numerics, Operator, Partition, Shape
-from simulator.graph.layers import BlockBuilder, dropout_add, elementwise, linear, mlp, norm
-from simulator.graph.work import Collective, Elementwise, Gather, Matmul, Numeric
+from simulator.graph.layers import BlockBuilder, accumulated, dropout_add, elementwise, linear, mlp, norm
+from simulator.graph.work import Collective, CollectiveKind, Elementwise, Gather, Matmul, Numeric
 from simulator.specs.model import Model
 
 LOGIT_BYTES = 4.0
@@ -188,7 +188,7 @@ def _embedding(model: Model, tokens: Numeric, partition: Partition, numerics: Nu
     b.tensor("rows", tokens * width / b.cut)
     reduced = tokens * width * b.width
     look_up = (Gather(tokens, width * b.width),)
-    kind = "reduce-scatter" if partition.sequence_parallel else "all-reduce"
+    kind: CollectiveKind = "reduce-scatter" if partition.sequence_parallel else "all-reduce"
     exchange = (Collective(kind, "tensor", reduced),)
     b.add(Operator("embedding", (*look_up, *exchange), (), look_up, tables, ("input",), ("rows",), ("input",)))
     out = "rows"
@@ -243,7 +243,7 @@ def _logits(b: BlockBuilder, model: Model, source: str, width: int, rows: Numeri
         Operator(
             "logits", (*gather, product(rows, vocabulary, width, weight, LOGIT_BYTES)),
             (product(rows, width, vocabulary, weight, b.width), reduce),
-            (product(width, vocabulary, rows, b.width, b.width),), parameters, (source,), (logits,), (source,),
+            (accumulated(b, width, vocabulary, rows),), parameters, (source,), (logits,), (source,),
         )
     )  # fmt: skip
     size = elements * LOGIT_BYTES

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.graph.graph import Operator
-from simulator.graph.layers import ACTIVATION_FLOPS, BlockBuilder, elementwise, linear, mlp
-from simulator.graph.work import Collective, Elementwise, Matmul, Numeric, Work
+from simulator.graph.layers import ACTIVATION_FLOPS, BlockBuilder, accumulated, elementwise, linear, mlp
+from simulator.graph.work import Collective, CollectiveKind, Elementwise, Matmul, Numeric, Work
 from simulator.specs.model import MixtureOfExperts, Model
 
 
@@ -68,8 +68,8 @@ def _permute(
     works: list[Work] = [copy]
     if exchange:
         works.append(Collective("all-to-all", "expert", size))
-    kind = "reduce-scatter" if reduce else "all-gather"
-    backward_kind = "all-gather" if reduce else "reduce-scatter"
+    kind: CollectiveKind = "reduce-scatter" if reduce else "all-gather"
+    backward_kind: CollectiveKind = "all-gather" if reduce else "reduce-scatter"
     scattered = b.partition.sequence_parallel
     full = b.tokens * b.hidden * b.width
     forward = [*works]
@@ -105,7 +105,8 @@ def _grouped(
     parameters = local * (n * k + (n if moe.expert_bias else 0))
     b.add(
         Operator(
-            name, (product(rows, n, k, weight),), (product(rows, k, n, weight),), (product(k, n, rows, width),),
+            name, (product(rows, n, k, weight),), (product(rows, k, n, weight),),
+            (accumulated(b, k, n, rows, active, grouped=True),),
             parameters, (source,), (written,), (source,), expert=True,
         )
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -56,13 +56,15 @@ class Numerics:
     activation_bytes: float = 2.0
     weight_bytes: float = 2.0
     kv_bytes: float = 2.0
+    gradient_bytes: float = 4.0
+    """Of the sums that weight gradients of micro-batches are added to."""
 
     @staticmethod
-    def of(precision: str, weights: str | None = None, kv: str | None = None) -> Numerics:
+    def of(precision: str, weights: str | None = None, kv: str | None = None, gradients: str = "fp32") -> Numerics:
         """Derive storage from a precision: 16-bit activations, weights and cache below fp32 (unless stated)."""
         wide = FORMAT_BYTES[precision] if precision in ("fp32", "tf32", "fp64") else 2.0
         stored = FORMAT_BYTES[weights] if weights else (1.0 if precision == "fp8" else wide)
-        return Numerics(precision, wide, stored, FORMAT_BYTES[kv] if kv else wide)
+        return Numerics(precision, wide, stored, FORMAT_BYTES[kv] if kv else wide, FORMAT_BYTES[gradients])
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,14 +204,15 @@ class ModelGraph:
 
     def kv_bytes(self, tokens: Numeric) -> Numeric:
         """KV cache of a sequence of ``tokens`` on this rank [B]."""
-        total: Any = 0.0
+        total: Numeric = 0.0
         for block, count in zip(self.blocks, self.counts, strict=True):
-            total = total + np.minimum(tokens, block.kv_window) * block.kv_width * count
+            kept: Numeric = np.minimum(tokens, block.kv_window)
+            total = total + kept * block.kv_width * count
         return total * self.numerics.kv_bytes
 
     def flops(self, passes: Iterable[Literal["forward", "input_gradient", "weight_gradient"]] = ("forward",)) -> Numeric:
         """FLOPs of the given passes through all blocks [FLOP]."""
-        total: Any = 0.0
+        total: Numeric = 0.0
         for block, count in self.all_blocks:
             for part in passes:
                 for work in block.works(part):

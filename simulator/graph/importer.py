@@ -6,10 +6,12 @@ checked like any model file, and written in the zoo's layout.
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
+
+import yaml
 
 from simulator.graph.huggingface import FAMILIES, ConfigReader, Family
 from simulator.specs.base import validate
@@ -26,14 +28,14 @@ _STRUCTURAL = re.compile(
 _HARMLESS = frozenset({
     "apply_residual_connection_post_layernorm", "bias_dropout_fusion", "chunk_size_feed_forward", "do_sample",
     "encoder_no_repeat_ngram_size", "ep_size", "is_decoder", "is_encoder_decoder", "model_type",
-    "moe_eval_capacity_token_fraction", "moe_token_dropout", "n_ctx", "n_group", "n_special", "no_repeat_ngram_size",
-    "normalize_router_prob_before_dropping", "num_beam_groups", "num_beams", "num_labels",
-    "num_nextn_predict_layers", "num_return_sequences", "pooler_size_per_head", "problem_type",
+    "moe_eval_capacity_token_fraction", "moe_token_dropout", "n_ctx", "n_group", "n_special",
+    "no_repeat_ngram_size", "normalize_router_prob_before_dropping", "num_beam_groups", "num_beams",
+    "num_labels", "num_nextn_predict_layers", "num_return_sequences", "pooler_size_per_head", "problem_type",
     "rope_local_base_freq", "rope_type", "skip_bias_add", "skip_bias_add_qkv", "summary_type", "use_bfloat16",
-    "use_cache", "use_cache_kernel", "use_cache_quantization", "use_dynamic_ntk", "use_flash_attn", "use_logn_attn",
-    "use_return_dict",
+    "use_cache", "use_cache_kernel", "use_cache_quantization", "use_dynamic_ntk", "use_flash_attn",
+    "use_logn_attn", "use_return_dict",
 })  # fmt: skip
-_PLAIN = re.compile(r"[A-Za-z][\w-]*")
+_PLAIN = re.compile(r"(?!(?i:null)$)[A-Za-z][\w.-]*")
 
 
 def import_config(
@@ -42,8 +44,8 @@ def import_config(
     """Convert a Hugging Face configuration into the fields of a model file.
 
     Keys that are left out take the value that the configuration class of ``transformers`` assumes. Keys that
-    say nothing about the structure are ignored; those that may change it and that the family does not know are
-    refused.
+    say nothing about the structure are ignored; those that may change it and that the family does not know
+    are refused.
 
     Parameters
     ----------
@@ -88,14 +90,21 @@ def model_from_config(
     fields = family.fields(reader)
     _refuse_unread(reader, family)
     cited = source or f"Hugging Face {config.get('_name_or_path') or model_type}, {file}"
-    return validate(
-        Document(file, {"kind": "model", "name": name, "source": cited, **_short(fields)}, {}), Model
-    )
+    document = Document(file, {"kind": "model", "name": name, "source": cited, **fields}, {})
+    return Model.model_validate(model_fields(validate(document, Model)))
 
 
 def model_fields(model: Model) -> dict[str, Any]:
-    """Return a model's fields in the schema's order, without those that the schema assumes anyway."""
-    return _short(model.model_dump(exclude_defaults=True, exclude_none=True))
+    """Return a model's fields in the schema's order, without those that the schema assumes anyway.
+
+    Heads and head widths that follow from others are left out as well, so that one model has one spelling.
+    """
+    fields = model.model_dump(exclude_defaults=True, exclude_none=True)
+    if model.num_key_value_heads == model.num_attention_heads:
+        del fields["num_key_value_heads"]
+    if model.head_dim and model.head_dim * model.num_attention_heads == model.hidden_size:
+        del fields["head_dim"]
+    return fields
 
 
 def to_yaml(fields: Mapping[str, Any]) -> str:
@@ -139,16 +148,9 @@ def _refuse_unread(reader: ConfigReader, family: Family) -> None:
             )
 
 
-def _short(fields: dict[str, Any]) -> dict[str, Any]:
-    """Leave out heads and head widths that follow from others, so that one model has one spelling."""
-    heads, hidden = fields["num_attention_heads"], fields["hidden_size"]
-    follows = {"num_key_value_heads": heads, "head_dim": hidden / heads}
-    return {key: value for key, value in fields.items() if value is not None and follows.get(key) != value}
-
-
 def _scalar(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str) and not _PLAIN.fullmatch(value):
-        return json.dumps(value, ensure_ascii=False)
+        return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=math.inf).rstrip("\n")
     return str(value)

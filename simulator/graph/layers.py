@@ -8,11 +8,11 @@ input, row-parallel products reduce their output.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from simulator.graph.graph import Block, Numerics, Operator, Partition, Tensor
-from simulator.graph.work import Collective, Elementwise, Matmul, Numeric, Work
+from simulator.graph.work import Collective, CollectiveKind, Elementwise, Matmul, Numeric, Work
 
 MASK_BYTES = 1.0
 """A dropout mask takes one byte an element (Korthikanti et al. 2022, section 4.1)."""
@@ -58,8 +58,31 @@ class BlockBuilder:
         self.operators.append(operator)
 
     def build(self, *, kv_width: Numeric = 0, kv_window: float = float("inf")) -> Block:
-        """Return the block."""
+        """Return the block, with the gradients of tensors that several operators read summed."""
+        _sum_gradients(self.operators, self.tensors)
         return Block(self.name, tuple(self.operators), dict(self.tensors), "input", kv_width, kv_window)
+
+
+def _sum_gradients(operators: list[Operator], tensors: dict[str, Tensor]) -> None:
+    """Where a tensor feeds several operators, their gradients for it are added: two reads and a write for each further one.
+
+    The first reader is the last to run in the backward pass and so pays. Attention kernels read disjoint parts (queries,
+    keys, values) of one tensor, which need no sum.
+    """
+    readers: dict[str, list[int]] = {}
+    for index, operator in enumerate(operators):
+        for name in operator.inputs if operator.input_gradient else ():
+            if not (operator.core and name in readers):
+                readers.setdefault(name, []).append(index)
+        for name in operator.outputs:
+            if name in operator.inputs:  # in place: what follows reads another value
+                readers.pop(name, None)
+    for name, found in readers.items():
+        further, size = len(found) - 1, tensors[name].size
+        if further:
+            first = operators[found[0]]
+            added = Elementwise(2.0 * further * size, further * size)
+            operators[found[0]] = replace(first, input_gradient=(*first.input_gradient, added))
 
 
 def linear(
@@ -90,20 +113,22 @@ def linear(
     weight = b.numerics.weight_bytes
     forward: list[Work] = [_matmul(b, rows, n, k, weight)]
     input_gradient: list[Work] = [_matmul(b, rows, k, n, weight)]
-    weight_gradient: list[Work] = [_matmul(b, k, n, rows, width)]
+    weight_gradient: list[Work] = [accumulated(b, k, n, rows)]
     full = rows * (inputs if parallel == "column" else outputs) * width
     scattered = b.partition.sequence_parallel
     if parallel == "column" and gathers:
         if scattered:
             forward.insert(0, Collective("all-gather", "tensor", full))
             weight_gradient.insert(0, Collective("all-gather", "tensor", full, hidden_by="input-gradient"))
-        reduce = "reduce-scatter" if scattered else "all-reduce"
+        reduce: CollectiveKind = "reduce-scatter" if scattered else "all-reduce"
         input_gradient.append(Collective(reduce, "tensor", full, hidden_by="weight-gradient"))
     if parallel == "row":
         forward.append(Collective("reduce-scatter" if scattered else "all-reduce", "tensor", full))
         if scattered:
             input_gradient.insert(0, Collective("all-gather", "tensor", full))
     written = b.tensor(target, rows * n / (b.cut if parallel == "row" else 1))
+    if bias:  # its gradient is the sum of the output's gradient over rows
+        weight_gradient.append(Elementwise(b.tensors[written].size, 0.0, rows * n))
     parameters = n * k + ((n if parallel != "row" else outputs) if bias else 0)
     b.add(
         Operator(
@@ -116,6 +141,11 @@ def linear(
 
 def _matmul(b: BlockBuilder, m: Numeric, n: Numeric, k: Numeric, right: float) -> Matmul:
     return Matmul(m, n, k, 1, b.numerics.compute, b.width, right, b.width)
+
+
+def accumulated(b: BlockBuilder, m: Numeric, n: Numeric, k: Numeric, count: Numeric = 1, *, grouped: bool = False) -> Matmul:
+    """A weight gradient (m, n) from k rows, added to the sum over micro-batches: the sum is read and written."""
+    return Matmul(m, n, k, count, b.numerics.compute, b.width, b.width, 2.0 * b.numerics.gradient_bytes, grouped)
 
 
 def elementwise(

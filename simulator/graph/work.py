@@ -81,11 +81,12 @@ class Attention:
         Causal queries ``i = 1..q`` at the end of ``n`` keys see ``min(n - q + i, window)`` of them.
         """
         if not self.causal:
-            return self.queries * np.minimum(self.keys, self.window)
+            seen: Numeric = np.minimum(self.keys, self.window)
+            return self.queries * seen
         first = self.keys - self.queries + 1.0
         # the sum of an arithmetic series that is cut off at the window
-        last = np.minimum(self.keys, self.window)
-        start = np.minimum(first, self.window)
+        last: Numeric = np.minimum(self.keys, self.window)
+        start: Numeric = np.minimum(first, self.window)
         rising = last - start + 1.0
         return rising * (start + last) / 2.0 + (self.queries - rising) * last
 
@@ -98,7 +99,7 @@ class Attention:
     @property
     def cache_bytes(self) -> Numeric:
         """Keys and values that are read [B]."""
-        span = np.minimum(self.keys, self.window + self.queries - 1.0)
+        span: Numeric = np.minimum(self.keys, self.window + self.queries - 1.0)
         return self.batch * span * self.kv_width * self.kv_bytes
 
     @property

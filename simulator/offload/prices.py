@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.cost import Breakdown, CostModel, peak_flops, stream_time
-from simulator.graph import Attention, Block, ModelGraph, Numerics, Operator, Shape, Work, build
+from simulator.graph import Attention, Block, Numerics, Operator, Shape, Work, build
 from simulator.offload.tiers import Host
 from simulator.specs import MemroofError, Model, OffloadWorkload, OperatorClass, Span
 from simulator.strategy import Bottleneck
@@ -111,11 +111,6 @@ def price_units(
         extra = table * width if index == len(pairs) - 1 else 0.0
         units.append(pricing.unit(first, later, numerics, batch, extra))
     return tuple(units), (0, *(1 + layer for layer in prefill.layers), len(pairs) - 1)
-
-
-def model_bytes(graph: ModelGraph) -> float:
-    """Weights of a graph [B]."""
-    return float(np.asarray(graph.weight_bytes))
 
 
 class _Pricing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +11,9 @@ from simulator import units
 WIDTH = 100
 """Widest line of prose; tables may be wider."""
 _PLAIN = frozenset({"fraction", "ratio", "count"})
+_NUMBER = re.compile(r"[-+$]?[\d.,]+")
+_FIGURE = re.compile(r"(?<=[\d]) (?=[%A-Za-z])")
+"""The blank between a number and its unit, where no line is broken."""
 
 
 def quantity(value: float, dimension: str, digits: int = 3) -> str:
@@ -44,13 +48,13 @@ def between(low: float, high: float, dimension: str, digits: int = 3) -> str:
 
     Examples
     --------
-    >>> between(12.1, 16.04, "seconds"), between(0.9e9, 1.2e9, "bytes")
-    ('12.1 to 16.0 s', '858 MiB to 1.12 GiB')
+    >>> between(12.1, 16.04, "seconds"), between(0.9e9, 1.2e9, "bytes"), between(9461, 12328, "1/s")
+    ('12.1 to 16.0 s', '858 MiB to 1.12 GiB', '9,461 to 12,328/s')
     """
     first, last = quantity(low, dimension, digits), quantity(high, dimension, digits)
-    number, _, unit = first.rpartition(" ")
-    if number and last.endswith(" " + unit):
-        first = number
+    match = _NUMBER.match(first)
+    if match and match.end() < len(first) and last.endswith(first[match.end() :]):
+        first = first[: match.end()]
     return f"{first} to {last}"
 
 
@@ -99,23 +103,24 @@ def columns(rows: Iterable[Sequence[str]], right: Iterable[int] = (), indent: st
 def labelled(label: str, text: str | Iterable[str], width: int = 16) -> list[str]:
     """Put a label in front of lines; further lines are indented below the first.
 
-    A text is wrapped; lines that are given apart stay apart (each wrapped for itself).
+    A text is wrapped; lines that are given apart stay apart (each wrapped for itself, behind its dash if it has one).
     """
     lines: list[str] = []
     for item in (text,) if isinstance(text, str) else text:
-        lines.extend(
-            textwrap.wrap(item, WIDTH - width, break_long_words=False, break_on_hyphens=False) or [""]
-        )
-    return [f"{label if i == 0 else '':<{width}}{line}".rstrip() for i, line in enumerate(lines)]
+        lines.extend(_wrap(item, WIDTH - width, "  " if item.startswith("- ") else ""))
+    return [f"{label if i == 0 else '':<{width}}{line}".rstrip() for i, line in enumerate(lines or [""])]
 
 
 def bullets(items: Iterable[str], indent: str = "  ") -> list[str]:
     """Wrap each item behind a dash."""
-    lines: list[str] = []
-    for item in items:
-        wrapped = textwrap.wrap(item, WIDTH - len(indent) - 2, break_long_words=False, break_on_hyphens=False)
-        lines.extend(f"{indent}{'- ' if i == 0 else '  '}{line}" for i, line in enumerate(wrapped or [""]))
-    return lines
+    return [indent + line for item in items for line in _wrap(f"- {item}", WIDTH - len(indent), "  ")]
+
+
+def _wrap(text: str, width: int, indent: str) -> list[str]:
+    """Wrap a text, never between a number and its unit or inside a word."""
+    kept = _FIGURE.sub("\N{NO-BREAK SPACE}", text)
+    lines = textwrap.wrap(kept, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines] or [""]
 
 
 def bar(share: float, width: int = 24) -> str:

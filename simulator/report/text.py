@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from simulator.analysis import Check, FitReport, Result, Sweep, Value
     from simulator.strategy import MemoryUse
 
+FORMULAS: Mapping[str, str] = {
+    "matmul": "matmul_time",
+    "attention": "attention_time",
+    "decode-attention": "decode_attention_time",
+    "elementwise": "stream_time",
+    "embedding": "stream_time",
+    "collective": "collective_time",
+    "transfer": "transfer_time",
+}
+"""Operator class to the function of :mod:`simulator.cost` that prices it; its documentation cites the source."""
 _SHARES = 6
 _CATEGORIES = 6
 
@@ -55,11 +65,17 @@ def fits_lines(result: Result) -> list[str]:
     if not result.memory:
         return labelled("fits", "nothing is held")
     lines = labelled("fits", "yes" if result.fits else ["NO", *result.shortfalls])
-    for tier in dict.fromkeys(use.tier for use in result.memory):
-        fullest, *others = sorted((use for use in result.memory if use.tier == tier), key=lambda use: use.free)
-        more = [f"{len(others)} more, the emptiest at {quantity(others[-1].peak, 'bytes')}"] if others else []
-        lines += labelled(f"  {tier}", [_memory_line(fullest), categories_line(fullest.by_category), *more])
+    for use in fullest(result.memory):
+        others = [other.peak for other in result.memory if other.tier == use.tier and other is not use]
+        more = [f"{len(others)} more, the emptiest at {quantity(min(others), 'bytes')}"] if others else []
+        lines += labelled(f"  {use.tier}", [_memory_line(use), categories_line(use.by_category), *more])
     return lines
+
+
+def fullest(memory: Sequence[MemoryUse]) -> list[MemoryUse]:
+    """Return the memory of each tier that has the least room left."""
+    tiers = dict.fromkeys(use.tier for use in memory)
+    return [min((use for use in memory if use.tier == tier), key=lambda use: use.free) for tier in tiers]
 
 
 def remedy_lines(result: Result) -> list[str]:
@@ -121,8 +137,9 @@ def categories_line(by_category: Mapping[str, float]) -> str:
 def explain_lines(result: Result) -> list[str]:
     """Return the answer of ``memroof explain``: ledger, time, sensitivity, doubt, sources, assumptions."""
     lines = [title(result), "", *value_lines(result.values.values(), result.headline.key), "", "memory at its fullest"]
-    for use in result.memory:
+    for use in fullest(result.memory):
         lines += ledger_lines(use)
+    lines += _other_memories(result.memory)
     if not result.fits:
         lines += labelled("fits", ["NO", *result.shortfalls])
         lines += remedy_lines(result)
@@ -140,13 +157,14 @@ def explain_lines(result: Result) -> list[str]:
     ]
     lines += columns(rows, right=[1, 2, 3], indent="  ")
     lines += ["", f"sensitivity of {result.headline.label} to 10 % more of"]
-    effects = result.sensitivity()
+    effects = [row for row in result.sensitivity() if abs(row.effect) >= 5e-4]
     lines += columns([(row.figure, signed_percent(row.effect)) for row in effects], right=[1], indent="  ")
     if not effects:
         lines.append("  nothing: no hardware figure binds it")
     checks = [*map(_expectation, result.expectations), *map(_limit, result.limits)]
     lines += ["", *(line for label, text in checks for line in labelled(label, text))] if checks else []
-    lines += ["", "sources and formulas", *bullets(result.sources)]
+    lines += ["", "formulas", *_formula_rows(name for name, seconds in classes if seconds > 0)]
+    lines += ["", "sources", *bullets(result.sources)]
     lines += ["", "assumptions", *bullets(result.assumptions)]
     lines += ["", *labelled("bottleneck", bottleneck_line(result.shares))]
     return [*lines, *labelled("interval", interval_line(result))]
@@ -155,14 +173,13 @@ def explain_lines(result: Result) -> list[str]:
 def ledger_lines(use: MemoryUse) -> list[str]:
     """Return one memory's ledger: bytes by category at the peak, its moment, the largest holders."""
     ordered = sorted(use.by_category.items(), key=lambda item: (-item[1], item[0]))
-    where = f" ({use.label})" if use.label else ""
     rows = [(name, quantity(size, "bytes"), percent(size / use.capacity if use.capacity else 0.0)) for name, size in ordered]
     rows += [
         ("in all", quantity(use.peak, "bytes"), percent(use.peak / use.capacity if use.capacity else 0.0)),
         ("free" if use.free >= 0 else "MISSING", quantity(abs(use.free), "bytes"), ""),
     ]
     lines = [
-        f"  {use.memory}{where}: {quantity(use.peak, 'bytes')} of {quantity(use.capacity, 'bytes')}"
+        f"  {place(use)}: {quantity(use.peak, 'bytes')} of {quantity(use.capacity, 'bytes')}"
         f" at {quantity(use.peak_time, 'seconds')}",
         *columns(rows, right=[1, 2], indent="    "),
     ]
@@ -170,6 +187,11 @@ def ledger_lines(use: MemoryUse) -> list[str]:
         held = [(holding.name, quantity(holding.size, "bytes")) for holding in use.largest]
         lines += ["    largest holders", *columns(held, right=[1], indent="      ")]
     return lines
+
+
+def place(use: MemoryUse) -> str:
+    """Return a memory's name with the rank or stage that it belongs to, where the name does not say so."""
+    return use.memory if not use.label or use.label in use.memory else f"{use.memory} of {use.label}"
 
 
 def sweep_lines(sweep: Sweep) -> list[str]:
@@ -220,7 +242,7 @@ def fit_lines(report: FitReport) -> list[str]:
 def _memory_line(use: MemoryUse) -> str:
     share = use.peak / use.capacity if use.capacity else 0.0
     free = f"{quantity(use.free, 'bytes')} free" if use.free >= 0 else f"{quantity(-use.free, 'bytes')} SHORT"
-    where = f" in {use.memory}" + (f" ({use.label})" if use.label else "")
+    where = f" in {place(use)}"
     return f"{quantity(use.peak, 'bytes')} of {quantity(use.capacity, 'bytes')} ({percent(share)}), {free}{where}"
 
 
@@ -233,6 +255,28 @@ def _expectation(check: Check) -> tuple[str, str]:
 def _limit(check: Check) -> tuple[str, str]:
     verdict = "held" if check.ok else "MISSED"
     return "limit", f"{check.found.label} {check.text}: {quantity(check.found.value, check.found.dimension)}, {verdict}"
+
+
+def _other_memories(memory: Sequence[MemoryUse]) -> list[str]:
+    shown = [id(use) for use in fullest(memory)]
+    rows = [
+        (place(use), quantity(use.peak, "bytes"), f"of {quantity(use.capacity, 'bytes')} at {quantity(use.peak_time, 'seconds')}")
+        for use in memory
+        if id(use) not in shown
+    ]
+    return ["  the others", *columns(rows, right=[1], indent="    ")] if rows else []
+
+
+def _formula_rows(classes: Iterable[str]) -> list[str]:
+    """Return the formula of each operator class: its function, and what its documentation says in one line."""
+    from simulator import cost
+
+    rows = []
+    for name in classes:
+        function = FORMULAS.get(name, "")
+        documentation = (getattr(cost, function).__doc__ or "") if function else "the constants of the calibration, host"
+        rows.append((name, f"simulator.cost.{function}" if function else "-", documentation.partition("\n")[0]))
+    return columns(rows, indent="  ")
 
 
 def _share_rows(rows: Iterable[tuple[Any, float, float]]) -> list[str]:

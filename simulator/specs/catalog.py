@@ -116,8 +116,9 @@ class Catalog:
         """Return a processor or memory device."""
         document = self._document("device", name)
         kind = document.data.get("kind") if isinstance(document.data, dict) else None
-        memory = kind in ("dram", "cxl", "nvme", "ssd", "ufs")
-        return self._checked("device", name, MemoryDevice if memory else Processor)
+        if kind in ("dram", "cxl", "nvme", "ssd", "ufs"):
+            return self._checked("device", name, MemoryDevice)
+        return self._checked("device", name, Processor)
 
     def processor(self, name: str) -> Processor:
         """Return a device that computes; raises :class:`MemroofError` for one that only stores."""

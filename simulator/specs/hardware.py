@@ -171,7 +171,7 @@ class Wire(Spec):
 
     between: tuple[str, str]
     link: str
-    lanes: Number = 1.0  # type: ignore[assignment]
+    lanes: Number = 1.0
     """Parallel links of this type between each two parts (6 NVLinks, 2 UPI)."""
 
 
@@ -184,7 +184,7 @@ class Network(Spec):
     """NICs or rails of one node."""
     nodes: Count | None = None
     """Nodes that this level reaches; the outermost may leave it open."""
-    oversubscription: Number = 1.0  # type: ignore[assignment]
+    oversubscription: Number = 1.0
     """Bandwidth below divided by bandwidth above (1: non-blocking)."""
 
 

@@ -150,7 +150,8 @@ def override(document: Document, assignments: dict[str, str]) -> Document:
         label = f"--set {name}"
         value = parse_document(text, label).data if text.strip() else None
         parts: list[str] = name.split(".")
-        here, path = data, ()
+        here: Any = data
+        path: KeyPath = ()
         for position, part in enumerate(parts):
             step = _step(here, part, label)
             last = position == len(parts) - 1

@@ -143,7 +143,7 @@ class _Lowering:
         after = [self.arrived.pop(key)] if key in self.arrived else []
         label = f"{order.direction} {order.micro_batch}" + (f".{order.chunk}" if len(work.chunks) > 1 else "")
         if order.direction == "forward":
-            first, last = self._run(stage, label, chunk.forward, chunk.forward_time.time, after, "forward")
+            first, last = self._run(stage, label, chunk.forward, float(chunk.forward_time.time), after, "forward")
             self.forward_task[(place, order.micro_batch)] = first
         else:
             first, last = self._backward(stage, label, chunk, after, order)
@@ -161,7 +161,7 @@ class _Lowering:
         tasks = []
         for operator in operators:
             name = f"{label} {operator.name}"
-            tasks.append(self.program.compute(stream, operator.breakdown.time, after=after, tag=tag, name=name))
+            tasks.append(self.program.compute(stream, float(operator.breakdown.time), after=after, tag=tag, name=name))
             after = []
         return tasks[0], tasks[-1]
 
@@ -171,12 +171,12 @@ class _Lowering:
         work = self.stages[stage]
         final = order.micro_batch == work.schedule[-1].micro_batch
         if not (final and work.bucketed):
-            return self._run(stage, label, chunk.backward, chunk.backward_time.time, after, "backward")
+            return self._run(stage, label, chunk.backward, float(chunk.backward_time.time), after, "backward")
         tasks = []
         share = 1.0 / sum(len(c.layer_backward) for c in work.chunks)
         for index, layer in enumerate(chunk.layer_backward):
             task = self.program.compute(
-                self.out.streams[stage], layer.time, after=after, tag="backward", name=f"{label} layer {index}"
+                self.out.streams[stage], float(layer.time), after=after, tag="backward", name=f"{label} layer {index}"
             )
             tasks.append(task)
             after = []

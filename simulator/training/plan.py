@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.graph import Numerics, Partition
+from simulator.graph import Axis, Numerics, Partition
 from simulator.specs import Hardware, MemroofError, Model, Span, TrainingScenario
 
 
@@ -34,7 +34,7 @@ class Plan:
         """GPUs in use."""
         return self.tensor * self.pipeline * self.data
 
-    def spans(self, hardware: Hardware) -> dict[str, Span]:
+    def spans(self, hardware: Hardware) -> dict[Axis, Span]:
         """Return what the groups of each axis span on the hardware."""
         stride = self.tensor
         return {
@@ -74,7 +74,7 @@ def make_plan(scenario: TrainingScenario, model: Model, hardware: Hardware) -> P
         tp, pp, data, strategy.expert_parallel, chunks, strategy.micro_batch,
         workload.global_batch // (data * strategy.micro_batch), workload.sequence,
         split_layers(_layer_count(model), pp * chunks),
-        Partition(tp, strategy.expert_parallel, strategy.sequence_parallel), Numerics.of(strategy.precision),
+        Partition(tp, strategy.expert_parallel, strategy.sequence_parallel), Numerics.of(strategy.precision, strategy.precision if strategy.precision in ("fp32", "tf32") else "bf16", gradients=strategy.gradient_precision),
     )  # fmt: skip
 
 

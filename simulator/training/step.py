@@ -138,7 +138,7 @@ class _Step:
     def _message(self, collective: Collective, span: Span) -> Message:
         """Return a collective as bytes over its outermost link, lasting what the cost model says."""
         cost = self.cost.price(collective, span)
-        size = float(collective_traffic(collective.kind, span, collective.size)[-1])
+        size = float(collective_traffic(collective.kind, span, float(collective.size))[-1])
         time, latency = float(cost.time), float(cost.latency)
         if time <= latency or size <= 0.0:
             return Message(0.0, span.tiers[-1].bandwidth, time, np.inf)
@@ -187,13 +187,12 @@ def _outcome(step: _Step, stages: list[StageWork], lowered: Lowered, timeline: T
     seconds = timeline.makespan
     busiest = max(range(len(stages)), key=lambda i: _busy(stages[i]))
     accounts = _accounts(stages[busiest], lowered, timeline, busiest, step)
-    error = relative_error(accounts.classes, setup.cost.calibration.error)
+    speed = float(relative_error(accounts.classes, setup.cost.calibration.error))
     tokens = scenario.workload.global_batch * scenario.workload.sequence
     model_flops = _model_flops(step)
     peak = peak_flops(setup.hardware.device, plan.numerics.compute)
     utilization = model_flops / (seconds * plan.ranks * peak)
     hardware_flops = model_flops + _repeated_flops(step)
-    speed = error
     ideal = sum((c.forward_time.time + c.backward_time.time) for c in stages[busiest].chunks) * plan.micro_batches
     metrics = {
         "step_time": Metric("step time", seconds, "seconds", speed, "lower"),

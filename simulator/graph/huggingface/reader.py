@@ -128,7 +128,7 @@ class Family:
         fields["tie_word_embeddings"] = reader.flag("tie_word_embeddings")
         if self.activation:
             fields["activation"] = reader.activation(self.activation)
-        fields["dropout"] = any([reader.rate(key) > 0 for key in self.dropouts])
+        fields["dropout"] = any(reader.rate(key) > 0 for key in self.dropouts)
         for rule in self.rules:
             fields.update(rule(reader))
         return fields

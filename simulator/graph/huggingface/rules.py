@@ -1,7 +1,7 @@
 """Rules of families: fields of a model that several keys of a configuration decide together.
 
-Each rule reads keys and returns fields; what a model cannot express it refuses with the key's name. How keys act
-is taken from the modelling code of ``transformers`` 4.57.
+Each rule reads keys and returns fields; what a model cannot express it refuses with the key's name. How keys
+act is taken from the modelling code of ``transformers`` 4.57.
 """
 
 from __future__ import annotations

@@ -1,0 +1,60 @@
+"""Sizing reports as one self-contained HTML page: inline SVG, light and dark, prints well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simulator.report.content import content
+
+if TYPE_CHECKING:
+    from simulator.analysis import Result
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure of the page: its SVG element and what it shows."""
+
+    svg: str
+    caption: str
+
+
+def html(result: Result) -> str:
+    """Return the report as an HTML page that needs no other file; the same bytes for the same result."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    page = environment.get_template("report.html")
+    return page.render(page=content(result), drawings=_drawings(result), version=_version())
+
+
+def _drawings(result: Result) -> dict[str, Drawing]:
+    from simulator.analysis import plots
+    from simulator.analysis.figures import svg
+
+    found = {
+        "bottlenecks": Drawing(svg(plots.plot_bottlenecks(result)), "Where the time goes."),
+        "roofline": Drawing(
+            svg(plots.plot_roofline(result)),
+            "Operators of one device under its roof; the area of a mark follows its share of the time.",
+        ),
+        "sensitivity": Drawing(svg(plots.plot_sensitivity(result)), "Each hardware figure raised by 10 % on its own."),
+    }
+    if result.timeline is not None and result.timeline.n_tasks:
+        found["footprint"] = Drawing(svg(plots.plot_footprint(result)), "Bytes resident over time, by category.")
+        found["timeline"] = Drawing(svg(plots.plot_timeline(result)), "What ran when, on each stream and link.")
+    return found
+
+
+def _version() -> str:
+    try:
+        return version("memroof")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return ""

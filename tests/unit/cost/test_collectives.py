@@ -1,0 +1,117 @@
+"""Collectives over tiers: bytes and hops counted by hand."""
+
+import numpy as np
+import pytest
+
+from simulator.cost import algorithms, collective_time, collective_traffic
+from simulator.specs import Span, Tier
+
+IDEAL = {
+    "bandwidth_efficiency": 1.0, "network_efficiency": 1.0, "in_switch_efficiency": 1.0, "base_latency": 0.0,
+    "hop_latency": 0.0, "handshake": 0.0, "low_latency_share": 0.5,
+}  # fmt: skip
+NVLINK = Tier("node", 8, 300e9, 1e-6)
+NVLS = Tier("node", 8, 450e9, 1e-6, True)
+RAILS = Tier("infiniband", 4, 25e9, 5e-6)
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_rank_communicates_with_nobody(kind):
+    for span in (Span(()), Span((Tier("node", 1, 300e9, 1e-6),))):
+        assert collective_time(kind, span, 1e9, **IDEAL | {"base_latency": 1.0}).time == 0.0
+        assert sum(collective_traffic(kind, span, 1e9)) == 0.0
+    assert collective_time(kind, Span(()), np.ones(3), **IDEAL).time == pytest.approx([0, 0, 0])
+
+
+def test_ring_all_reduce():
+    # Thakur et al. 2005, section 4.4: 2 (p-1) alpha + 2 (p-1)/p n beta
+    parts = collective_time("all-reduce", Span((NVLINK,)), 1e9, **IDEAL)
+    assert parts.link == pytest.approx(2 * 7 / 8 * 1e9 / 300e9)
+    assert parts.latency == pytest.approx(14e-6)
+    assert parts.time == pytest.approx(parts.link + parts.latency)
+
+
+def test_ring_all_reduce_is_reduce_scatter_and_all_gather():
+    span = Span((NVLINK, RAILS))
+    ring = algorithms("all-reduce", span)[0]
+    half = algorithms("all-gather", span)[0]
+    assert ring.traffic == pytest.approx([2 * share for share in half.traffic])
+    assert ring.hops == pytest.approx([2 * hops for hops in half.hops])
+    gather = collective_time("all-gather", Span((NVLINK,)), 1e9, **IDEAL)
+    scatter = collective_time("reduce-scatter", Span((NVLINK,)), 1e9, **IDEAL)
+    assert gather.time + scatter.time == pytest.approx(
+        collective_time("all-reduce", Span((NVLINK,)), 1e9, **IDEAL).time
+    )
+
+
+def test_ring_through_all_rails_of_four_nodes():
+    # 32 ranks: 31 hops, of which 3 leave a node; each of 8 rails carries an eighth of 31/32 of the tensor
+    (ring,) = algorithms("all-gather", Span((NVLINK, RAILS)))
+    assert ring.traffic == pytest.approx((31 / 32, 31 / 32 / 8))
+    assert ring.hops == (28, 3)
+    parts = collective_time("all-gather", Span((NVLINK, RAILS)), 1e9, **IDEAL)
+    assert parts.link == pytest.approx(31 / 32 / 8 * 1e9 / 25e9)
+    assert parts.latency == pytest.approx(28e-6 + 15e-6)
+
+
+def test_hierarchical_all_reduce():
+    # reduce-scatter and all-gather inside (7/8 each), two binary trees across on an eighth (Sanders et al. 2009)
+    tree = algorithms("all-reduce", Span((NVLINK, RAILS)))[1]
+    assert tree.traffic == pytest.approx((2 * 7 / 8, 2 / 8))
+    assert tree.hops == (14, 4)
+    # between two nodes each rank is the root of one tree and a leaf of the other: it sends half of its shard in each
+    two = algorithms("all-reduce", Span((NVLINK, Tier("infiniband", 2, 25e9, 5e-6))))[1]
+    assert two.traffic == pytest.approx((2 * 7 / 8, 1 / 8))
+
+
+def test_a_switch_that_reduces_halves_the_traffic():
+    # n + n/8 instead of 14/8 n, in two hops
+    parts = collective_time("all-reduce", Span((NVLS,)), 1e9, **IDEAL)
+    assert parts.link == pytest.approx(9 / 8 * 1e9 / 450e9)
+    assert parts.latency == pytest.approx(2e-6)
+    # for two ranks it would be 1.5 n against n of the ring
+    pair = collective_time("all-reduce", Span((Tier("node", 2, 450e9, 1e-6, True),)), 1e9, **IDEAL)
+    assert pair.link == pytest.approx(1e9 / 450e9)
+
+
+def test_all_to_all_by_tier():
+    # of 31 shares of 1/32, 7 stay in the node and 24 leave it
+    assert collective_traffic("all-to-all", Span((NVLINK, RAILS)), 32e9) == pytest.approx((7e9, 24e9))
+    parts = collective_time("all-to-all", Span((NVLINK, RAILS)), 32e9, **IDEAL)
+    assert parts.link == pytest.approx(24e9 / 25e9)
+    assert parts.latency == pytest.approx(3e-6 + 2 * 5e-6)
+
+
+def test_send_uses_the_outermost_tier():
+    span = Span((Tier("node", 2, 300e9, 1e-6), Tier("infiniband", 2, 25e9, 5e-6)))
+    assert collective_traffic("send", span, 1e9) == (0.0, 1e9)
+    assert collective_time("send", span, 25e9, **IDEAL).time == pytest.approx(1.0 + 5e-6)
+
+
+def test_protocols_trade_latency_for_bandwidth():
+    constants = IDEAL | {"handshake": 10e-6, "base_latency": 5e-6, "hop_latency": 0.5e-6}
+    span = Span((NVLINK,))
+    small = collective_time("all-gather", span, 8e3, **constants)
+    large = collective_time("all-gather", span, 8e9, **constants)
+    assert small.time == pytest.approx(5e-6 + 7 * 1.5e-6 + 7e3 / 150e9)
+    assert large.time == pytest.approx(5e-6 + 7 * 1.5e-6 + 10e-6 + 7e9 / 300e9)
+    both = collective_time("all-gather", span, np.array([8e3, 8e9, 0.0]), **constants)
+    assert both.time == pytest.approx([small.time, large.time, 0.0])
+    assert both.latency == pytest.approx([small.latency, large.latency, 0.0])
+
+
+def test_efficiency_by_tier():
+    constants = IDEAL | {"bandwidth_efficiency": 0.5, "network_efficiency": 0.8}
+    inside = collective_time("all-gather", Span((NVLINK,)), 8e9, **constants)
+    across = collective_time("all-gather", Span((Tier("infiniband", 8, 25e9, 0.0),)), 8e9, **constants)
+    assert inside.link == pytest.approx(7e9 / 150e9)
+    assert across.link == pytest.approx(7e9 / 20e9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_traffic_is_what_the_time_is_made_of(kind):
+    span = Span((NVLINK, RAILS))
+    sent = collective_traffic(kind, span, 1e12)
+    slowest = max(size / tier.bandwidth for size, tier in zip(sent, span.tiers, strict=True))
+    assert collective_time(kind, span, 1e12, **IDEAL).link == pytest.approx(slowest)
