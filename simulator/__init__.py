@@ -1,1 +1,63 @@
-"""memroof: an analytical memory and throughput simulator for AI systems."""
+"""memroof: an analytical memory and throughput simulator for AI systems.
+
+The command line's verbs as functions; each is imported when it is first used:
+
+>>> import simulator
+>>> result = simulator.run("training/gpt3-175b-64xa100")  # doctest: +SKIP
+>>> result.headline.text(), result.bottleneck  # doctest: +SKIP
+
+==================  =================================================================================
+``load``            read and check a scenario with everything that it names
+``run``             answer a scenario: a :class:`~simulator.analysis.Result`
+``fit``             does a model fit some hardware, and how much of it
+``whatif``          answer a scenario for every combination of varied keys
+``render_report``   a result's sizing report as HTML, Markdown or CSV
+``Catalog``         hardware, models and scenarios by name, from the user's folders and the shipped ones
+``Result``          the answer, with frames and figures on demand
+``MemroofError``    base of every error that an input can cause
+==================  =================================================================================
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simulator.analysis import FitReport, Result, Sweep, fit, load, run, whatif
+    from simulator.report import render_report
+    from simulator.specs import Catalog, MemroofError
+
+    __version__: str
+
+__all__ = [
+    "Catalog", "FitReport", "MemroofError", "Result", "Sweep", "__version__", "fit", "load", "render_report", "run",
+    "whatif",
+]  # fmt: skip
+
+_HOMES = {
+    "Catalog": "simulator.specs",
+    "FitReport": "simulator.analysis",
+    "MemroofError": "simulator.specs",
+    "Result": "simulator.analysis",
+    "Sweep": "simulator.analysis",
+    "fit": "simulator.analysis",
+    "load": "simulator.analysis",
+    "render_report": "simulator.report",
+    "run": "simulator.analysis",
+    "whatif": "simulator.analysis",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("memroof")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'simulator' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from simulator.cost import CostModel
 from simulator.engine import Timeline
-from simulator.specs import Hardware, Model, OperatorClass, Scenario
+from simulator.specs import Calibration, Hardware, Model, OperatorClass, Scenario
 
 Bottleneck = Literal[
     "compute", "memory", "tensor-parallel link", "expert-parallel link", "network", "host link", "storage", "latency",
@@ -109,6 +109,12 @@ class Outcome:
     def fits(self) -> bool:
         """Whether every memory holds its peak."""
         return all(use.free >= 0 for use in self.memory)
+
+
+def constants_used(calibration: Calibration) -> str:
+    """Say which constants an answer rests on: a kind's defaults, or fitted ones."""
+    fitted = calibration.name not in ("gpu", "tpu", "npu", "cpu")
+    return f"constants {'fitted for' if fitted else 'of the class'} {calibration.name}{'' if fitted else ' (wide defaults)'}"
 
 
 class Strategy(Protocol):

@@ -36,7 +36,14 @@ def _scaled(prefixes: dict[str, float], *names: str, scale: float = 1.0) -> dict
 
 _BYTES = _scaled(_DECIMAL, "B", "byte", "bytes") | _scaled(_BINARY, "B")
 _BITS = _scaled(_DECIMAL, "b", "bit", scale=0.125) | _scaled(_BINARY, "b", "bit", scale=0.125)
-_TIME = _scaled(_SMALL, "s") | {"sec": 1.0, "min": 60.0, "h": 3600.0, "hour": 3600.0, "d": 86400.0, "day": 86400.0}
+_TIME = _scaled(_SMALL, "s") | {
+    "sec": 1.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "hour": 3600.0,
+    "d": 86400.0,
+    "day": 86400.0,
+}
 _TIME |= {"hours": 3600.0, "days": 86400.0}
 _OPERATIONS = _scaled(_DECIMAL, "FLOP", "OP")
 
@@ -46,28 +53,45 @@ DIMENSIONS: dict[str, Dimension] = {
         Dimension("bytes", _BYTES, "80 GB"),
         Dimension(
             "bytes/s",
-            {f"{unit}/s": factor for unit, factor in (_BYTES | _BITS).items()} | _scaled(_DECIMAL, "bps", scale=0.125),
+            {f"{unit}/s": factor for unit, factor in (_BYTES | _BITS).items()}
+            | _scaled(_DECIMAL, "bps", scale=0.125),
             "3.35 TB/s",
         ),
         Dimension("seconds", _TIME, "5 us"),
         Dimension("FLOP", _OPERATIONS, "6 TFLOP"),
-        Dimension("FLOP/s", {f"{u}/s": f for u, f in _OPERATIONS.items()} | _scaled(_DECIMAL, "FLOPS", "OPS"), "989 TFLOP/s"),
+        Dimension(
+            "FLOP/s",
+            {f"{u}/s": f for u, f in _OPERATIONS.items()} | _scaled(_DECIMAL, "FLOPS", "OPS"),
+            "989 TFLOP/s",
+        ),
         Dimension("hertz", _scaled(_DECIMAL, "Hz"), "1.98 GHz"),
         Dimension("watts", _scaled(_DECIMAL | {"m": 1e-3}, "W"), "700 W"),
         Dimension("joules", _scaled(_DECIMAL | {"m": 1e-3}, "J"), "5 J"),
         Dimension("dollars", _scaled({"": 1.0, "k": 1e3, "M": 1e6}, "USD", "$"), "30000 USD"),
         Dimension(
             "dollars/s",
-            {f"{money}/{time}": 1.0 / _TIME[time] for money in ("USD", "$") for time in ("s", "h", "hour", "d", "day")},
+            {
+                f"{money}/{time}": 1.0 / _TIME[time]
+                for money in ("USD", "$")
+                for time in ("s", "h", "hour", "d", "day")
+            },
             "2.50 USD/h",
         ),
         Dimension(
             "1/s",
-            {f"{noun}/{time}": 1.0 / _TIME[time] for noun in ("", "1", "req", "requests", "tokens") for time in ("s", "min", "h", "d")}
+            {
+                f"{noun}/{time}": 1.0 / _TIME[time]
+                for noun in ("", "1", "req", "requests", "tokens")
+                for time in ("s", "min", "h", "d")
+            }
             | _scaled(_DECIMAL, "IOPS"),
             "5 req/s",
         ),
-        Dimension("tokens", _scaled({"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}, "tokens", " tokens", "token"), "300 B tokens"),
+        Dimension(
+            "tokens",
+            _scaled({"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}, "tokens", " tokens", "token"),
+            "300 B tokens",
+        ),
     )
 }
 
@@ -123,8 +147,23 @@ def parse(text: str, dimension: str) -> float:
 
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-_BINARY_PREFIXES = ((2.0**50, "Pi"), (2.0**40, "Ti"), (2.0**30, "Gi"), (2.0**20, "Mi"), (2.0**10, "Ki"), (1.0, ""))
-_SYMBOLS = {"bytes": "B", "bytes/s": "B/s", "FLOP": "FLOP", "FLOP/s": "FLOP/s", "hertz": "Hz", "watts": "W", "joules": "J"}
+_BINARY_PREFIXES = (
+    (2.0**50, "Pi"),
+    (2.0**40, "Ti"),
+    (2.0**30, "Gi"),
+    (2.0**20, "Mi"),
+    (2.0**10, "Ki"),
+    (1.0, ""),
+)
+_SYMBOLS = {
+    "bytes": "B",
+    "bytes/s": "B/s",
+    "FLOP": "FLOP",
+    "FLOP/s": "FLOP/s",
+    "hertz": "Hz",
+    "watts": "W",
+    "joules": "J",
+}
 
 
 def format_quantity(value: float, dimension: str, digits: int = 3) -> str:

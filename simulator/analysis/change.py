@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from simulator.analysis.result import Result, Value
+from simulator.analysis.run import cost_model
 from simulator.analysis.strategies import strategy
-from simulator.cost import CostModel
 from simulator.specs import Hardware, MemroofError, Processor, scenario_with
 from simulator.specs.machine import Edge, Machine, Store
 from simulator.strategy import Remedy, Setup
@@ -68,7 +68,7 @@ def sensitivity(result: Result) -> tuple[Sensitivity, ...]:
     base = result.headline.value
     for name, change in FIGURES.items():
         hardware = change(setup.hardware, 1.0 + STEP)
-        changed = replace(setup, hardware=hardware, cost=CostModel(hardware.device, setup.cost.calibration))
+        changed = replace(setup, hardware=hardware, cost=cost_model(hardware, setup.cost.calibration))
         found = Result(changed, strategy(setup.scenario.kind).simulate(changed)).headline.value
         if base and found != base:
             rows.append(Sensitivity(name, STEP, found / base - 1.0))
@@ -92,7 +92,8 @@ def _peak(hardware: Hardware, factor: float) -> Hardware:
     def change(device: Processor) -> Processor:
         compute = device.compute
         scaled = {
-            name: {key: value * factor for key, value in getattr(compute, name).items()} for name in ("matrix", "vector")
+            name: {key: value * factor for key, value in getattr(compute, name).items()}
+            for name in ("matrix", "vector")
         }
         return device.model_copy(update={"compute": compute.model_copy(update=scaled)})
 
@@ -101,7 +102,9 @@ def _peak(hardware: Hardware, factor: float) -> Hardware:
 
 def _bandwidth(hardware: Hardware, factor: float) -> Hardware:
     def change(device: Processor) -> Processor:
-        memory = {k: m.model_copy(update={"bandwidth": m.bandwidth * factor}) for k, m in device.memory.items()}
+        memory = {
+            k: m.model_copy(update={"bandwidth": m.bandwidth * factor}) for k, m in device.memory.items()
+        }
         return device.model_copy(update={"memory": memory})
 
     changed = _with_device(hardware, change)
@@ -136,7 +139,8 @@ def _links(hardware: Hardware, factor: float, *, peers: bool) -> Hardware:
 
 def _network(hardware: Hardware, factor: float) -> Hardware:
     levels = tuple(
-        (level, link.model_copy(update={"bandwidth": link.bandwidth * factor})) for level, link in hardware.network
+        (level, link.model_copy(update={"bandwidth": link.bandwidth * factor}))
+        for level, link in hardware.network
     )
     return replace(hardware, network=levels)
 
@@ -144,10 +148,16 @@ def _network(hardware: Hardware, factor: float) -> Hardware:
 FIGURES: Mapping[str, Callable[[Hardware, float], Hardware]] = {
     "accelerator peak FLOP/s": _peak,
     "accelerator memory bandwidth": _bandwidth,
-    "accelerator-to-accelerator link bandwidth": lambda hardware, factor: _links(hardware, factor, peers=True),
+    "accelerator-to-accelerator link bandwidth": lambda hardware, factor: _links(
+        hardware, factor, peers=True
+    ),
     "host link bandwidth": lambda hardware, factor: _links(hardware, factor, peers=False),
     "network bandwidth": _network,
-    "host DRAM bandwidth": lambda hardware, factor: _with_stores(hardware, lambda s: s.tier == "dram", factor),
-    "flash bandwidth": lambda hardware, factor: _with_stores(hardware, lambda s: s.tier in ("nvme", "ufs"), factor),
+    "host DRAM bandwidth": lambda hardware, factor: _with_stores(
+        hardware, lambda s: s.tier == "dram", factor
+    ),
+    "flash bandwidth": lambda hardware, factor: _with_stores(
+        hardware, lambda s: s.tier in ("nvme", "ufs"), factor
+    ),
 }
 """Hardware figures that the sensitivity varies, each a function of (hardware, factor)."""

@@ -17,7 +17,11 @@ def to_dict(result: Result) -> dict[str, Any]:
         "scenario": result.name,
         "kind": result.kind,
         "model": result.setup.model.name,
-        "hardware": {"name": result.setup.hardware.name, "nodes": result.setup.hardware.nodes, "devices": result.outcome.devices},
+        "hardware": {
+            "name": result.setup.hardware.name,
+            "nodes": result.setup.hardware.nodes,
+            "devices": result.outcome.devices,
+        },
         "fits": result.fits,
         "ok": result.ok,
         "headline": result.headline.key,

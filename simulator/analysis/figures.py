@@ -86,7 +86,16 @@ def footprint_figure(
     bottom = np.zeros(len(moments))
     for name, level, colour in zip(names, levels, _colours(len(names)), strict=False):
         top = bottom + np.append(level, level[-1] if len(level) else 0.0) / 2**30
-        axes.fill_between(moments / scale, bottom, top, step="post", color=colour, linewidth=0, label=name, rasterized=len(times) > _MANY)
+        axes.fill_between(
+            moments / scale,
+            bottom,
+            top,
+            step="post",
+            color=colour,
+            linewidth=0,
+            label=name,
+            rasterized=len(times) > _MANY,
+        )
         bottom = top
     if math.isfinite(capacity):
         axes.axhline(capacity / 2**30, color=_LIMIT, linewidth=1.2, linestyle=(0, (5, 2)), label="capacity")
@@ -144,7 +153,9 @@ def timeline_figure(
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(first / scale, max(last, first + 1e-12) / scale)
-    axes.set_xlabel(f"time [{unit}]" + (f"   ({dropped} rows that are hardly busy are not drawn)" if dropped > 0 else ""))
+    axes.set_xlabel(
+        f"time [{unit}]" + (f"   ({dropped} rows that are hardly busy are not drawn)" if dropped > 0 else "")
+    )
     _legend(axes)
     return figure
 
@@ -200,7 +211,11 @@ def bottleneck_figure(shares: Mapping[str, float], *, title: str = "") -> Figure
     """Draw what the time is lost to, as shares of it, largest first."""
     names = sorted(shares, key=lambda name: (-shares[name], name))
     return _bar_figure(
-        [(name, shares[name] * 100.0, f"{shares[name] * 100.0:.1f} %") for name in names if shares[name] >= _VISIBLE],
+        [
+            (name, shares[name] * 100.0, f"{shares[name] * 100.0:.1f} %")
+            for name in names
+            if shares[name] >= _VISIBLE
+        ],
         "share of time [%]",
         title,
     )
@@ -243,12 +258,24 @@ def sweep_figure(sweep: Sweep) -> Figure:
             groups.setdefault(label, []).append(row)
     scale, unit = _unit(sweep)
     width = 0.5 / max(1, len(groups))
-    for number, ((label, rows), colour) in enumerate(zip(groups.items(), _colours(len(groups)), strict=False)):
+    for number, ((label, rows), colour) in enumerate(
+        zip(groups.items(), _colours(len(groups)), strict=False)
+    ):
         offset = (number - (len(groups) - 1) / 2) * width
         place = np.array([settings.index(str(row[along])) + offset for row in rows])
-        value, low, high = (np.array([row[key] for row in rows], dtype=float) / scale for key in ("value", "low", "high"))
+        value, low, high = (
+            np.array([row[key] for row in rows], dtype=float) / scale for key in ("value", "low", "high")
+        )
         fits = np.array([bool(row["fits"]) for row in rows], dtype=bool)
-        axes.errorbar(place, value, yerr=[value - low, high - value], fmt="none", ecolor=colour, capsize=3, linewidth=1.2)
+        axes.errorbar(
+            place,
+            value,
+            yerr=[value - low, high - value],
+            fmt="none",
+            ecolor=colour,
+            capsize=3,
+            linewidth=1.2,
+        )
         axes.scatter(place[fits], value[fits], color=colour, s=36, zorder=3, label=label or "_")
         axes.scatter(place[~fits], value[~fits], facecolor="none", edgecolor=colour, s=36, zorder=3)
     if any(row["value"] is not None and not row["fits"] for row in sweep.rows):
@@ -267,7 +294,9 @@ def svg(figure: Figure) -> str:
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "memroof", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", dpi=200, transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer, format="svg", dpi=200, transparent=True, metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     text = re.sub(r" *<metadata>.*?</metadata>\n", "", text[text.index("<svg") :], flags=re.DOTALL)
     return text.replace(INK, "currentColor")
@@ -325,7 +354,10 @@ def _bar_figure(rows: Sequence[tuple[str, float, str]], label: str, title: str) 
 
 
 def _busy_rows(
-    bars: Mapping[tuple[int, str], Sequence[tuple[float, float]]], names: Sequence[str], first: float, last: float
+    bars: Mapping[tuple[int, str], Sequence[tuple[float, float]]],
+    names: Sequence[str],
+    first: float,
+    last: float,
 ) -> list[str]:
     """Return the resources in use, in the order of the program; the hardly busy ones only where there are few."""
     busy: dict[int, float] = {}

@@ -94,12 +94,18 @@ def fit(
     choice = hardware if isinstance(hardware, HardwareChoice) else HardwareChoice(node=hardware)
     machine = catalog.hardware(choice)
     context = context or min(checked.max_position_embeddings, 8192)
-    degrees = [degree for degree in _degrees(machine.ranks_per_node) if checked.num_attention_heads % degree == 0]
+    degrees = [
+        degree for degree in _degrees(machine.ranks_per_node) if checked.num_attention_heads % degree == 0
+    ]
     chosen = tensor_parallel or degrees[-1]
     if chosen > machine.size:
-        raise MemroofError(f"tensor_parallel {chosen} exceeds the {machine.size} accelerators of {machine.name}")
+        raise MemroofError(
+            f"tensor_parallel {chosen} exceeds the {machine.size} accelerators of {machine.name}"
+        )
     if checked.num_attention_heads % chosen:
-        raise MemroofError(f"tensor_parallel {chosen} does not divide the {checked.num_attention_heads} attention heads of {model}")
+        raise MemroofError(
+            f"tensor_parallel {chosen} does not divide the {checked.num_attention_heads} attention heads of {model}"
+        )
     reserved = float(catalog.calibration(machine.device).host.context_bytes or 0.0)
     report = _report(checked, machine, chosen, precision, kv_precision, context, reserved, ())
     if report.fits:
@@ -118,7 +124,9 @@ def _report(
     reserved: float,
     remedies: tuple[str, ...],
 ) -> FitReport:
-    numerics = Numerics.of(precision if precision in ("fp32", "fp16", "bf16", "fp8") else "bf16", precision, kv_precision)
+    numerics = Numerics.of(
+        precision if precision in ("fp32", "fp16", "bf16", "fp8") else "bf16", precision, kv_precision
+    )
     graph = build(model, Shape(1, 1, context, "decode"), Partition(degree), numerics)
     capacity = hardware.memory.capacity * UTILIZATION
     room = capacity - float(graph.weight_bytes) - reserved
@@ -168,7 +176,10 @@ def _remedies(
             break
     if kv is None and fits(base[0], base[1], "fp8", base[3]):
         yield "KV cache in fp8"
-    needed = report.weights * report.tensor_parallel + report.kv_per_token * report.tensor_parallel * report.context
+    needed = (
+        report.weights * report.tensor_parallel
+        + report.kv_per_token * report.tensor_parallel * report.context
+    )
     count = -(-needed // max(1.0, report.capacity - reserved))
     yield (
         f"{count:.0f} of these accelerators ({format_value(report.capacity, 'bytes')} usable each) "

@@ -16,12 +16,18 @@ def rent(result: Result) -> tuple[float, str]:
     if price.rent:
         return price.rent * nodes, f"on-demand rent of {hardware.machine.name}"
     if price.purchase:
-        return price.purchase * nodes / AMORTISATION, f"purchase price of {hardware.machine.name} over four years"
+        return (
+            price.purchase * nodes / AMORTISATION,
+            f"purchase price of {hardware.machine.name} over four years",
+        )
     own = hardware.device.price
     if own.rent:
         return own.rent * devices, f"rent of {hardware.device.name}"
     if own.purchase:
-        return own.purchase * devices / AMORTISATION, f"purchase price of {hardware.device.name} alone over four years"
+        return (
+            own.purchase * devices / AMORTISATION,
+            f"purchase price of {hardware.device.name} alone over four years",
+        )
     return 0.0, ""
 
 

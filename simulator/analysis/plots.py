@@ -32,10 +32,16 @@ def plot_footprint(result: Result, memory: str | None = None) -> Figure:
     if not memories or (memory is not None and memory not in memories):
         known = ", ".join(memories) or "none"
         raise MemroofError(f"{result.name}: no memory {memory!r} in the timeline; known: {known}")
-    name = memory or max(memories, key=lambda each: timeline.ledger.peak(each).bytes / (memories[each].capacity or 1.0))
+    name = memory or max(
+        memories, key=lambda each: timeline.ledger.peak(each).bytes / (memories[each].capacity or 1.0)
+    )
     times, by_category = timeline.ledger.resident(name)
     return figures.footprint_figure(
-        times, by_category, capacity=memories[name].capacity, end=timeline.makespan, title=f"bytes resident in {name}"
+        times,
+        by_category,
+        capacity=memories[name].capacity,
+        end=timeline.makespan,
+        title=f"bytes resident in {name}",
     )
 
 
@@ -53,7 +59,9 @@ def plot_sensitivity(result: Result) -> Figure:
     """Draw the effect of 10 % more of each hardware figure on the headline."""
     effects = [(row.figure, row.effect) for row in result.sensitivity()]
     label = f"change of {result.headline.label} for 10 % more [%]"
-    return figures.effect_figure(effects, label=label, title=f"{result.name}: what more hardware would change")
+    return figures.effect_figure(
+        effects, label=label, title=f"{result.name}: what more hardware would change"
+    )
 
 
 def plot_roofline(result: Result) -> Figure:
@@ -63,10 +71,14 @@ def plot_roofline(result: Result) -> Figure:
     peak = float(peak_flops(device, graph.numerics.compute))
     bandwidth = next(iter(device.memory.values())).bandwidth
     title = f"{result.name}: operators on {device.name}, {graph.numerics.compute}, {' and '.join(passes)}"
-    return figures.roofline_figure(roofline_points(result.setup, graph, passes), peak=peak, bandwidth=bandwidth, title=title)
+    return figures.roofline_figure(
+        roofline_points(result.setup, graph, passes), peak=peak, bandwidth=bandwidth, title=title
+    )
 
 
-def roofline_points(setup: Setup, graph: ModelGraph, passes: Mapping[str, tuple[str, ...]]) -> list[RooflinePoint]:
+def roofline_points(
+    setup: Setup, graph: ModelGraph, passes: Mapping[str, tuple[str, ...]]
+) -> list[RooflinePoint]:
     """Return the operators of all blocks as points, equal names together, communication left out.
 
     Parameters
@@ -111,7 +123,9 @@ def _graph(result: Result) -> tuple[ModelGraph, dict[str, tuple[str, ...]]]:
         sequence = scenario.workload.sequence
         shape = Shape(plan.micro_batch, sequence, target=sequence if model.num_encoder_layers else None)
         partition = Partition(plan.tensor_parallel, plan.expert_parallel, plan.sequence_parallel)
-        graph = build(model, shape, partition, Numerics.of(plan.precision), fused_attention=plan.fused_attention)
+        graph = build(
+            model, shape, partition, Numerics.of(plan.precision), fused_attention=plan.fused_attention
+        )
         return graph, {"forward": ("forward",), "backward": ("input_gradient", "weight_gradient")}
     return _decode_graph(result, scenario), {"decode": ("forward",)}
 

@@ -177,7 +177,9 @@ class Result:
     def doubt(self) -> dict[OperatorClass, float]:
         """Share of the headline's variance by operator class, largest first; classes are independent."""
         errors = self.setup.cost.calibration.error
-        parts = {name: (errors.get(name, 0.0) * seconds) ** 2 for name, seconds in self.outcome.class_times.items()}
+        parts = {
+            name: (errors.get(name, 0.0) * seconds) ** 2 for name, seconds in self.outcome.class_times.items()
+        }
         total = sum(parts.values()) or 1.0
         return dict(sorted(((k, v / total) for k, v in parts.items()), key=lambda item: (-item[1], item[0])))
 
@@ -224,7 +226,9 @@ class Result:
 
     def _metric(self, key: str, place: str) -> Value:
         if key not in self.values:
-            raise MemroofError(f"{place}.{key}: {self.kind} has no such metric{did_you_mean(key, self.values)}")
+            raise MemroofError(
+                f"{place}.{key}: {self.kind} has no such metric{did_you_mean(key, self.values)}"
+            )
         return self.values[key]
 
 
@@ -258,4 +262,3 @@ def read_value(text: str, dimension: str, place: str) -> float:
 def _value(key: str, metric: Metric) -> Value:
     low, high = interval(metric.value, metric.error, LEVEL)
     return Value(key, metric.label, metric.value, float(low), float(high), metric.dimension, metric.better)
-

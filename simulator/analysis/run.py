@@ -9,7 +9,7 @@ from typing import Any
 from simulator.analysis.result import Result
 from simulator.analysis.strategies import strategy
 from simulator.cost import CostModel
-from simulator.specs import Catalog, Scenario
+from simulator.specs import Calibration, Catalog, Hardware, Scenario
 from simulator.strategy import Setup
 
 
@@ -44,7 +44,12 @@ def load(
         checked = scenario
     model = catalog.model(checked.model)
     hardware = catalog.hardware(checked.hardware)
-    return Setup(checked, model, hardware, CostModel(hardware.device, catalog.calibration(hardware.device)))
+    return Setup(checked, model, hardware, cost_model(hardware, catalog.calibration(hardware.device)))
+
+
+def cost_model(hardware: Hardware, calibration: Calibration) -> CostModel:
+    """Return the cost model of the accelerators, at the clock that they hold under load."""
+    return CostModel(hardware.device, calibration, hardware.memory.read.bandwidth, sustained=True)
 
 
 def run(
@@ -64,5 +69,8 @@ def run(
 def answer(setup: Setup, *, detail: bool = False) -> Result:
     """Answer a loaded setup."""
     result = Result(setup, strategy(setup.scenario.kind).simulate(setup, detail=detail))
-    _ = result.expectations, result.limits  # a metric that does not exist is an error of the scenario: say so now
+    _ = (
+        result.expectations,
+        result.limits,
+    )  # a metric that does not exist is an error of the scenario: say so now
     return result

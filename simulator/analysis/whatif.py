@@ -70,7 +70,9 @@ def whatif(
     combinations = [dict(zip(keys, values, strict=True)) for values in itertools.product(*vary.values())]
     # what is no scenario at all is an error of the whole sweep; a single illegal combination is a row that says so
     Catalog(paths, {**(overrides or {}), **combinations[0]}).scenario_document(str(scenario))
-    arguments = [(str(scenario), tuple(paths), dict(overrides or {}), combination) for combination in combinations]
+    arguments = [
+        (str(scenario), tuple(paths), dict(overrides or {}), combination) for combination in combinations
+    ]
     if jobs == 1:
         rows = [_row(*each) for each in arguments]
     else:
@@ -83,9 +85,19 @@ def whatif(
     return Sweep(keys, good["headline"], good["dimension"], tuple(rows))
 
 
-def _row(scenario: str, paths: tuple[Path, ...], overrides: dict[str, str], combination: dict[str, str]) -> dict[str, Any]:
+def _row(
+    scenario: str, paths: tuple[Path, ...], overrides: dict[str, str], combination: dict[str, str]
+) -> dict[str, Any]:
     row: dict[str, Any] = dict(combination)
-    empty = {"fits": False, "value": None, "low": None, "high": None, "bottleneck": "", "share": None, "free": None}
+    empty = {
+        "fits": False,
+        "value": None,
+        "low": None,
+        "high": None,
+        "bottleneck": "",
+        "share": None,
+        "free": None,
+    }
     try:
         result = run(scenario, catalog=Catalog(paths, {**overrides, **combination}))
     except MemroofError as error:
@@ -93,5 +105,11 @@ def _row(scenario: str, paths: tuple[Path, ...], overrides: dict[str, str], comb
     value = result.headline
     fullest = min((use.free for use in result.memory), default=None)
     speed = {"value": value.value, "low": value.low, "high": value.high}
-    row |= {"fits": result.fits, **speed, "bottleneck": result.bottleneck[0], "share": result.bottleneck[1], "free": fullest}
+    row |= {
+        "fits": result.fits,
+        **speed,
+        "bottleneck": result.bottleneck[0],
+        "share": result.bottleneck[1],
+        "free": fullest,
+    }
     return {**row, "headline": value.key, "dimension": value.dimension, "problem": ""}

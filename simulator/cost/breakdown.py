@@ -26,12 +26,14 @@ class Cost:
     link: Numeric = 0.0
     latency: Numeric = 0.0
     error: float = 0.0
+    axis: str = ""
+    """Of a collective: whose group communicates."""
 
     @staticmethod
-    def of(parts: Parts, operator_class: OperatorClass, error: float) -> Cost:
+    def of(parts: Parts, operator_class: OperatorClass, error: float, axis: str = "") -> Cost:
         """Label the parts of a formula."""
         time, compute, memory, link, latency = parts
-        return Cost(time, operator_class, compute, memory, link, latency, error)
+        return Cost(time, operator_class, compute, memory, link, latency, error, axis)
 
     @property
     def bound(self) -> Any:
@@ -45,10 +47,13 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """Sum of costs: seconds by operator class and by bound; ``hidden`` ones ran beside others and count in neither."""
+    """Seconds by operator class and by bound; ``hidden`` ones ran beside others and count in neither.
+
+    A collective that its link binds stands under its axis: ``tensor link``.
+    """
 
     by_class: dict[OperatorClass, Numeric] = field(default_factory=dict)
-    by_bound: dict[Bound, Numeric] = field(default_factory=dict)
+    by_bound: dict[str, Numeric] = field(default_factory=dict)
     hidden: Numeric = 0.0
 
     @staticmethod
@@ -77,10 +82,14 @@ class Breakdown:
 
     __rmul__ = __mul__
 
-    def beside(self, seconds: Numeric) -> Breakdown:
-        """Return what is exposed of this beside work of ``seconds``: max(0, own - seconds), shares unchanged."""
+    def beside(self, seconds: Numeric, occupancy: float = 0.0) -> Breakdown:
+        """Return what this adds to work of ``seconds`` beside which it runs, shares unchanged.
+
+        Meanwhile it takes the share ``occupancy`` of the units from that work. If it ends first, the work has
+        lost occupancy·own seconds; if the work ends first, own - seconds are left: the larger is added.
+        """
         own: Any = self.time
-        exposed: Any = np.maximum(own - seconds, 0.0)
+        exposed: Any = np.maximum(own - seconds, occupancy * own)
         share = np.divide(exposed, own, out=np.zeros(np.shape(exposed)), where=np.asarray(own) > 0.0)
         scaled = self * (float(share) if np.ndim(share) == 0 else share)
         hidden = own - exposed + self.hidden
@@ -101,12 +110,16 @@ class OperatorTime:
         return self.input_gradient + self.weight_gradient
 
 
-def _by_bound(cost: Cost) -> dict[Bound, Numeric]:
+def _by_bound(cost: Cost) -> dict[str, Numeric]:
     bound = cost.bound
     if isinstance(bound, str):
-        return {bound: cost.time}  # type: ignore[dict-item]
+        return {_label(bound, cost.axis): cost.time}
     present = [name for name in BOUNDS if np.any(bound == name)]
-    return {name: np.where(bound == name, cost.time, 0.0) for name in present}
+    return {_label(name, cost.axis): np.where(bound == name, cost.time, 0.0) for name in present}
+
+
+def _label(bound: str, axis: str) -> str:
+    return f"{axis} link" if bound == "link" and axis else bound
 
 
 def _merged(a: dict[Any, Numeric], b: dict[Any, Numeric]) -> dict[Any, Numeric]:

@@ -23,7 +23,7 @@ from simulator.specs.hardware import Processor
 from simulator.specs.machine import Span
 
 BACKWARD_PRODUCTS = 2.5
-"""Products of the backward pass of fused attention over those of the forward pass: five for two (Dao 2023)."""
+"""Products of the backward pass of fused attention over the forward pass's: five for two (Dao 2023)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class CostModel:
     memory_bandwidth : float, optional
         Bandwidth of the memory that operands stream from [B/s]; the device's main memory if absent. A CPU
         whose DRAM is configured by its node needs it.
+    sustained : bool
+        Whether matrix units run at the clock that they hold under minutes of load (a training step, a busy server) or at
+        that of a short benchmark.
 
     Raises
     ------
@@ -49,6 +52,7 @@ class CostModel:
     device: Processor
     calibration: Calibration
     memory_bandwidth: float | None = None
+    sustained: bool = False
     _constants: dict[str, dict[str, float]] = field(init=False, repr=False, compare=False)
     _common: dict[str, float] = field(init=False, repr=False, compare=False)
     _peaks: dict[tuple[str, bool], float] = field(init=False, repr=False, compare=False)
@@ -87,8 +91,8 @@ class CostModel:
             return self._stream(gather_bytes(work.rows, work.row_bytes), "embedding")
         if span is None:
             raise MemroofError(f"the {work.kind} of axis {work.axis!r} has no span: say which ranks it joins")
-        parts = collective_time(work.kind, span, work.size, **self._constants["collective"])
-        return self._cost(parts, "collective")
+        constants = {k: v for k, v in self._constants["collective"].items() if k != "occupancy"}
+        return self._cost(collective_time(work.kind, span, work.size, **constants), "collective", work.axis)
 
     def transfer(
         self,
@@ -99,7 +103,7 @@ class CostModel:
         chunk: Numeric | None = None,
         storage: bool = False,
     ) -> Cost:
-        """Return the cost of a copy over a path of ``bandwidth`` [B/s]; ``storage`` where an end of it is flash."""
+        """Return the cost of a copy over a path of ``bandwidth`` [B/s]; ``storage`` where an end is flash."""
         constants = self._constants["transfer"]
         efficiency = constants["storage_efficiency" if storage else "efficiency"]
         half = constants["half_bytes"]
@@ -121,9 +125,10 @@ class CostModel:
         A collective with ``hidden_by`` runs on the communication stream beside the work of the other part of
         the same operator's backward pass: the reduction of the input gradient beside the weight gradient's
         product, and the repeated gather of the input beside the input gradient's (Megatron-LM's asynchronous
-        linear layers). Only what is longer than that work, max(0, collective - work), is exposed; it counts
-        where the collective stands.
+        linear layers). The collective's kernels take a share of the units from the product meanwhile
+        (:meth:`Breakdown.beside`). What is exposed counts where the collective stands.
         """
+        occupancy = self._constants["collective"]["occupancy"]
         parts = {
             "input-gradient": self._split(operator.input_gradient, spans),
             "weight-gradient": self._split(operator.weight_gradient, spans),
@@ -132,7 +137,7 @@ class CostModel:
         for name, (exposed, hidden) in parts.items():
             times[name] = exposed
             for hider, collective in hidden.items():
-                times[name] = times[name] + collective.beside(parts[hider][0].time)
+                times[name] = times[name] + collective.beside(parts[hider][0].time, occupancy)
         return OperatorTime(
             self.total(operator.forward, spans), times["input-gradient"], times["weight-gradient"]
         )
@@ -151,13 +156,14 @@ class CostModel:
                 exposed = exposed + cost
         return exposed, hidden
 
-    def _cost(self, parts: Parts, operator_class: OperatorClass) -> Cost:
-        return Cost.of(parts, operator_class, self.calibration.error[operator_class])
+    def _cost(self, parts: Parts, operator_class: OperatorClass, axis: str = "") -> Cost:
+        return Cost.of(parts, operator_class, self.calibration.error[operator_class], axis)
 
     def _peak(self, format: str, matrix: bool) -> float:
         key = (format, matrix)
         if key not in self._peaks:
-            self._peaks[key] = float(peak_flops(self.device, format, matrix))
+            clock = self._constants["host"]["sustained_clock"] if matrix and self.sustained else 1.0
+            self._peaks[key] = float(peak_flops(self.device, format, matrix)) * clock
         return self._peaks[key]
 
     def _matmul(self, work: Matmul) -> Parts:

@@ -45,8 +45,9 @@ def ceil(a: Numeric) -> Any:
 def overlap(a: Numeric, b: Numeric) -> Any:
     """Return the time of two activities that overlap imperfectly: at least the longer, at most 19 % more.
 
-    (a^p + b^p)^(1/p) with p = :data:`CORNER`. Near the ridge of a roofline neither resource is kept busy all
-    the time; a sharp maximum is too fast there (measured GEMMs lie 10 to 20 % above it).
+    (a^p + b^p)^(1/p) with p = :data:`CORNER`. Near the ridge of a roofline neither resource is busy all the
+    time: measured bf16 GEMMs whose two times are within 25 % of each other take 1.07 (H100) to 1.24 (A100)
+    times the longer one (medians), against 0.95 to 1.12 elsewhere.
     """
     longer, shorter = larger(a, b), smaller(a, b)
     if isinstance(longer, (int, float)):

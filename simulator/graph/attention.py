@@ -16,14 +16,31 @@ ROTARY_FLOPS = 6.0
 
 
 def self_attention(
-    b: BlockBuilder, model: Model, shape: Shape, source: str, target: str, *, fused: bool, window: float, causal: bool
+    b: BlockBuilder,
+    model: Model,
+    shape: Shape,
+    source: str,
+    target: str,
+    *,
+    fused: bool,
+    window: float,
+    causal: bool,
 ) -> Numeric:
     """Add projections, rotary embedding, attention and output projection; returns KV elements a token on this rank."""
     heads, dim = model.num_attention_heads, model.attention_head_dim
-    kv_heads = np.maximum(model.kv_heads, b.tp) if np.any(np.asarray(b.tp) > model.kv_heads) else model.kv_heads
+    kv_heads = (
+        np.maximum(model.kv_heads, b.tp) if np.any(np.asarray(b.tp) > model.kv_heads) else model.kv_heads
+    )
     q_width, kv_width = heads * dim, kv_heads * dim
     qkv = linear(
-        b, "attention.qkv", source, "qkv", b.hidden, q_width + 2 * kv_width, parallel="column", bias=model.attention_bias
+        b,
+        "attention.qkv",
+        source,
+        "qkv",
+        b.hidden,
+        q_width + 2 * kv_width,
+        parallel="column",
+        bias=model.attention_bias,
     )
     local_heads, local_kv = heads / b.tp, kv_heads / b.tp
     rows = b.tokens
@@ -31,14 +48,25 @@ def self_attention(
         qkv = _qk_norm(b, model, rows * (local_heads + local_kv) * dim)
     if model.position == "rope":
         _rotary(b, qkv, rows * (local_heads + local_kv) * dim)
-    _attention_core(b, model, shape, qkv, local_heads, local_kv, dim, dim, fused=fused, window=window, causal=causal)
+    _attention_core(
+        b, model, shape, qkv, local_heads, local_kv, dim, dim, fused=fused, window=window, causal=causal
+    )
     linear(
-        b, "attention.output", "context", target, q_width, b.hidden, parallel="row", bias=model.attention_output_bias
+        b,
+        "attention.output",
+        "context",
+        target,
+        q_width,
+        b.hidden,
+        parallel="row",
+        bias=model.attention_output_bias,
     )
     return 2 * local_kv * dim
 
 
-def cross_attention(b: BlockBuilder, model: Model, shape: Shape, source: str, target: str, *, fused: bool) -> Numeric:
+def cross_attention(
+    b: BlockBuilder, model: Model, shape: Shape, source: str, target: str, *, fused: bool
+) -> Numeric:
     """Add attention of decoder tokens over the encoder's output; keys and values are made once, in the prefill."""
     dim, heads = model.attention_head_dim, model.num_attention_heads
     width = heads * dim
@@ -58,26 +86,52 @@ def cross_attention(b: BlockBuilder, model: Model, shape: Shape, source: str, ta
         b, model, encoder_shape, "cross.q.out", local, local, dim, dim, fused=fused, window=np.inf, causal=False,
         prefix="cross.", kv="cross.kv.out",
     )  # fmt: skip
-    linear(b, "cross.output", "cross.context", target, width, b.hidden, parallel="row", bias=model.attention_output_bias)
+    linear(
+        b,
+        "cross.output",
+        "cross.context",
+        target,
+        width,
+        b.hidden,
+        parallel="row",
+        bias=model.attention_output_bias,
+    )
     return 2 * local * dim
 
 
-def latent_attention(b: BlockBuilder, model: Model, mla: LatentAttention, shape: Shape, source: str, target: str) -> Numeric:
+def latent_attention(
+    b: BlockBuilder, model: Model, mla: LatentAttention, shape: Shape, source: str, target: str
+) -> Numeric:
     """Add multi-head latent attention (DeepSeek-V2, section 2.1.2); absorbed in decode, expanded otherwise.
 
     Down projections are replicated over the tensor-parallel group, heads are cut. Decode multiplies queries by the
     key up-projection and works on the latent cache directly, of kv_lora_rank + qk_rope_head_dim elements a token.
     """
-    heads, rope, nope, value = model.num_attention_heads, mla.qk_rope_head_dim, mla.qk_nope_head_dim, mla.v_head_dim
+    heads, rope, nope, value = (
+        model.num_attention_heads,
+        mla.qk_rope_head_dim,
+        mla.qk_nope_head_dim,
+        mla.v_head_dim,
+    )
     rows, local = b.tokens, heads / b.tp
     queries = source
     if mla.q_lora_rank:
-        queries = linear(b, "attention.q_a", source, "q_a", b.hidden, mla.q_lora_rank, bias=model.attention_bias)
+        queries = linear(
+            b, "attention.q_a", source, "q_a", b.hidden, mla.q_lora_rank, bias=model.attention_bias
+        )
         queries = norm(
             b, "attention.q_norm", queries, "q_a.norm", "rmsnorm",
             bias=False, width=mla.q_lora_rank, elements=rows * mla.q_lora_rank,
         )  # fmt: skip
-    linear(b, "attention.q_b", queries, "q", mla.q_lora_rank or b.hidden, heads * (nope + rope), parallel="column")
+    linear(
+        b,
+        "attention.q_b",
+        queries,
+        "q",
+        mla.q_lora_rank or b.hidden,
+        heads * (nope + rope),
+        parallel="column",
+    )
     latent = mla.kv_lora_rank + rope
     linear(b, "attention.kv_a", source, "kv_a", b.hidden, latent, bias=model.attention_bias)
     norm(
@@ -88,9 +142,28 @@ def latent_attention(b: BlockBuilder, model: Model, mla: LatentAttention, shape:
     if shape.phase == "decode":
         _absorbed(b, model, mla, shape, local)
     else:
-        linear(b, "attention.kv_b", "kv_a.norm", "kv", mla.kv_lora_rank, heads * (nope + value), parallel="column")
+        linear(
+            b,
+            "attention.kv_b",
+            "kv_a.norm",
+            "kv",
+            mla.kv_lora_rank,
+            heads * (nope + value),
+            parallel="column",
+        )
         _attention_core(
-            b, model, shape, "q", local, local, nope + rope, value, fused=True, window=np.inf, causal=True, kv="kv"
+            b,
+            model,
+            shape,
+            "q",
+            local,
+            local,
+            nope + rope,
+            value,
+            fused=True,
+            window=np.inf,
+            causal=True,
+            kv="kv",
         )
     linear(b, "attention.output", "context", target, heads * value, b.hidden, parallel="row")
     return latent
@@ -111,13 +184,18 @@ def _absorbed(b: BlockBuilder, model: Model, mla: LatentAttention, shape: Shape,
     b.add(Operator("attention.core", (attention,), inputs=(q, "kv_a.norm"), outputs=(context,), core=True))
     out = b.tensor("context", rows * local * value)
     values = Matmul(rows, value, rank, local, b.numerics.compute, b.width, weight, b.width)
-    b.add(Operator("attention.v_up", (values,), parameters=local * rank * value, inputs=(context,), outputs=(out,)))
+    b.add(
+        Operator(
+            "attention.v_up", (values,), parameters=local * rank * value, inputs=(context,), outputs=(out,)
+        )
+    )
 
 
 def _qk_norm(b: BlockBuilder, model: Model, elements: Numeric) -> str:
     dim = model.attention_head_dim
     full = (model.num_attention_heads + model.kv_heads) * dim / b.tp
-    parameters = 2 * dim if model.qk_norm == "head" else full
+    weights = 2 * dim if model.qk_norm == "head" else full
+    parameters = weights if model.qk_norm_weight else 0
     kept = b.tensors["qkv"].size
     work = Elementwise(elements * b.width, elements * b.width, 4.0 * elements)
     back = Elementwise(2 * elements * b.width, elements * b.width, 8.0 * elements)
@@ -153,7 +231,18 @@ def _attention_core(
     name = f"{prefix}core" if prefix else "attention.core"
     if fused:
         decode = shape.phase == "decode"
-        common = (shape.batch, heads, kv_heads, queries, keys, qk_dim, v_dim, kv_heads * (qk_dim + v_dim), causal, window)
+        common = (
+            shape.batch,
+            heads,
+            kv_heads,
+            queries,
+            keys,
+            qk_dim,
+            v_dim,
+            kv_heads * (qk_dim + v_dim),
+            causal,
+            window,
+        )
         tail = (b.numerics.compute, b.numerics.kv_bytes, b.width)
         out = b.tensor(f"{prefix}context", out_elements)
         statistics = b.tensor(f"{prefix}logsumexp", shape.batch * queries * heads, 4.0)

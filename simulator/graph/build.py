@@ -45,7 +45,9 @@ def build(
     ModelGraph
         Embedding, distinct blocks, the order of layers, and head.
     """
-    build_layers = {"decoder": _decoder, "encoder": _encoder, "encoder-decoder": _encoder_decoder}[model.family]
+    build_layers = {"decoder": _decoder, "encoder": _encoder, "encoder-decoder": _encoder_decoder}[
+        model.family
+    ]
     blocks, layers = build_layers(model, shape, partition, numerics, fused_attention)
     tokens = _decoder_tokens(model, shape)
     embedding = _embedding(model, tokens, partition, numerics)
@@ -60,7 +62,17 @@ def _decoder(model: Model, shape: Shape, partition: Partition, numerics: Numeric
     variants = [(_is_moe(model, i), _window(model, i)) for i in range(model.num_hidden_layers)]
     distinct = list(dict.fromkeys(variants))
     blocks = tuple(
-        _block(model, shape, partition, numerics, fused, moe=moe, window=window, causal=True, name=_name(moe, window))
+        _block(
+            model,
+            shape,
+            partition,
+            numerics,
+            fused,
+            moe=moe,
+            window=window,
+            causal=True,
+            name=_name(moe, window),
+        )
         for moe, window in distinct
     )
     return blocks, tuple(distinct.index(variant) for variant in variants)
@@ -74,11 +86,15 @@ def _encoder(model: Model, shape: Shape, partition: Partition, numerics: Numeric
     return (block,), (0,) * model.num_hidden_layers
 
 
-def _encoder_decoder(model: Model, shape: Shape, partition: Partition, numerics: Numerics, fused: bool) -> Layers:
+def _encoder_decoder(
+    model: Model, shape: Shape, partition: Partition, numerics: Numerics, fused: bool
+) -> Layers:
     encoder_shape = replace(shape, phase="forward", context=0)
     target = 1 if shape.phase == "decode" else (shape.target or 1)
     decoder_shape = replace(shape, sequence=target, context=shape.context if shape.phase == "decode" else 0)
-    variants: list[tuple[str, bool]] = [("encoder", _is_moe(model, i)) for i in range(model.num_encoder_layers)]
+    variants: list[tuple[str, bool]] = [
+        ("encoder", _is_moe(model, i)) for i in range(model.num_encoder_layers)
+    ]
     variants += [("decoder", _is_moe(model, i)) for i in range(model.num_hidden_layers)]
     distinct = list(dict.fromkeys(variants))
     blocks = tuple(
@@ -91,7 +107,9 @@ def _encoder_decoder(model: Model, shape: Shape, partition: Partition, numerics:
     )  # fmt: skip
     if shape.phase == "decode":  # the encoder ran in the prefill: its weights stay, its work is done
         blocks = tuple(
-            replace(block, operators=tuple(replace(op, forward=()) for op in block.operators)) if side == "encoder" else block
+            replace(block, operators=tuple(replace(op, forward=()) for op in block.operators))
+            if side == "encoder"
+            else block
             for block, (side, _) in zip(blocks, distinct, strict=True)
         )
     return blocks, tuple(distinct.index(variant) for variant in variants)
@@ -118,7 +136,9 @@ def _block(
     if model.mla:
         kv_width = latent_attention(b, model, model.mla, shape, entered, "attention.out")
     else:
-        kv_width = self_attention(b, model, shape, entered, "attention.out", fused=fused, window=window, causal=causal)
+        kv_width = self_attention(
+            b, model, shape, entered, "attention.out", fused=fused, window=window, causal=causal
+        )
     if model.parallel_block:
         return _finish_parallel(b, model, entered, kv_width, window)
     stream = sublayer.leave("attention.out", "input", "attention")
@@ -147,13 +167,17 @@ class _Sublayers:
     def enter(self, source: str, name: str) -> str:
         if self.model.norm_placement == "post":
             return source
-        return norm(self.b, f"{name}.norm", source, f"{name}.norm.out", self.model.normalization, bias=self.bias)
+        return norm(
+            self.b, f"{name}.norm", source, f"{name}.norm.out", self.model.normalization, bias=self.bias
+        )
 
     def leave(self, source: str, residual: str, name: str) -> str:
         placement, kind = self.model.norm_placement, self.model.normalization
         if placement == "sandwich":
             source = norm(self.b, f"{name}.post_norm", source, f"{name}.post_norm.out", kind, bias=self.bias)
-        out = dropout_add(self.b, f"{name}.residual", source, residual, f"{name}.residual.out", dropout=self.model.dropout)
+        out = dropout_add(
+            self.b, f"{name}.residual", source, residual, f"{name}.residual.out", dropout=self.model.dropout
+        )
         if placement == "post":
             out = norm(self.b, f"{name}.norm", out, f"{name}.norm.out", kind, bias=self.bias)
         return out
@@ -190,7 +214,9 @@ def _embedding(model: Model, tokens: Numeric, partition: Partition, numerics: Nu
     look_up = (Gather(tokens, width * b.width),)
     kind: CollectiveKind = "reduce-scatter" if partition.sequence_parallel else "all-reduce"
     exchange = (Collective(kind, "tensor", reduced),)
-    b.add(Operator("embedding", (*look_up, *exchange), (), look_up, tables, ("input",), ("rows",), ("input",)))
+    b.add(
+        Operator("embedding", (*look_up, *exchange), (), look_up, tables, ("input",), ("rows",), ("input",))
+    )
     out = "rows"
     if width != model.hidden_size:
         out = linear(b, "embedding.projection", out, "projected", width, model.hidden_size)
@@ -212,11 +238,16 @@ def _head(model: Model, shape: Shape, tokens: Numeric, partition: Partition, num
     stacks = 2 if model.num_encoder_layers else 1
     if model.final_norm:
         for stack in range(stacks):
-            source = norm(b, "final_norm" if not stack else "encoder.final_norm", source, f"normed{stack}", model.normalization, bias=bias)  # fmt: skip
+            name = "encoder.final_norm" if stack else "final_norm"
+            source = norm(b, name, source, f"normed{stack}", model.normalization, bias=bias)
     if model.pooler:
-        linear(b, "pooler", source, "pooled", model.hidden_size, model.hidden_size, bias=True, rows=shape.batch)
+        linear(
+            b, "pooler", source, "pooled", model.hidden_size, model.hidden_size, bias=True, rows=shape.batch
+        )
     if model.lm_head_transform:
-        source = linear(b, "head.transform", source, "transformed", model.hidden_size, model.hidden_size, bias=True)
+        source = linear(
+            b, "head.transform", source, "transformed", model.hidden_size, model.hidden_size, bias=True
+        )
         source = norm(b, "head.norm", source, "transformed.norm", model.normalization, bias=True)
     width = model.embedding_size or model.hidden_size
     if width != model.hidden_size:
@@ -225,7 +256,9 @@ def _head(model: Model, shape: Shape, tokens: Numeric, partition: Partition, num
     return b.build()
 
 
-def _logits(b: BlockBuilder, model: Model, source: str, width: int, rows: Numeric, partition: Partition) -> None:
+def _logits(
+    b: BlockBuilder, model: Model, source: str, width: int, rows: Numeric, partition: Partition
+) -> None:
     vocabulary, compute = model.vocab_size / b.tp, b.numerics.compute
     elements = rows * vocabulary
     logits = b.tensor("logits", elements, LOGIT_BYTES)
@@ -237,8 +270,12 @@ def _logits(b: BlockBuilder, model: Model, source: str, width: int, rows: Numeri
     full = rows * width * b.width
     scattered = partition.sequence_parallel
     gather = (Collective("all-gather", "tensor", full),) if scattered else ()
-    reduce = Collective("reduce-scatter" if scattered else "all-reduce", "tensor", full, hidden_by="weight-gradient")
-    parameters = (0 if model.tie_word_embeddings else vocabulary * width) + (vocabulary if model.lm_head_bias else 0)
+    reduce = Collective(
+        "reduce-scatter" if scattered else "all-reduce", "tensor", full, hidden_by="weight-gradient"
+    )
+    parameters = (0 if model.tie_word_embeddings else vocabulary * width) + (
+        vocabulary if model.lm_head_bias else 0
+    )
     b.add(
         Operator(
             "logits", (*gather, product(rows, vocabulary, width, weight, LOGIT_BYTES)),
@@ -264,7 +301,9 @@ def _is_moe(model: Model, layer: int) -> bool:
     moe = model.moe
     if moe is None or layer < moe.first_dense_layers:
         return False
-    return (layer - moe.first_dense_layers) % moe.moe_layer_frequency == moe.moe_layer_offset % moe.moe_layer_frequency
+    return (
+        layer - moe.first_dense_layers
+    ) % moe.moe_layer_frequency == moe.moe_layer_offset % moe.moe_layer_frequency
 
 
 def _window(model: Model, layer: int) -> float:

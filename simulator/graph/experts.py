@@ -15,7 +15,9 @@ def active_experts(experts: Numeric, per_token: Numeric, tokens: Numeric) -> Num
 
     E·(1 - (1 - k/E)^T): each token picks k of E experts; an expert is idle only if no token picks it.
     """
-    return experts * -np.expm1(tokens * np.log1p(-np.minimum(per_token / np.asarray(experts, float), 1.0 - 1e-12)))
+    return experts * -np.expm1(
+        tokens * np.log1p(-np.minimum(per_token / np.asarray(experts, float), 1.0 - 1e-12))
+    )
 
 
 def moe_mlp(b: BlockBuilder, model: Model, moe: MixtureOfExperts, source: str, target: str) -> str:
@@ -26,7 +28,12 @@ def moe_mlp(b: BlockBuilder, model: Model, moe: MixtureOfExperts, source: str, t
     group's size; the weights of experts that no token reaches are not read.
     """
     ep, tp = b.partition.expert, b.tp
-    tokens, top_k, experts, width = b.tokens, moe.num_experts_per_tok, moe.num_experts, moe.moe_intermediate_size
+    tokens, top_k, experts, width = (
+        b.tokens,
+        moe.num_experts_per_tok,
+        moe.num_experts,
+        moe.moe_intermediate_size,
+    )
     linear(b, "moe.router", source, "router", b.hidden, experts, bias=moe.router_bias)
     elementwise(b, "moe.top_k", ("router",), "routing", tokens * experts, flops=4.0, saves=("router",))
     copies = tokens * top_k / b.cut
@@ -35,12 +42,16 @@ def moe_mlp(b: BlockBuilder, model: Model, moe: MixtureOfExperts, source: str, t
     active = active_experts(experts, top_k, tokens * ep) / ep
     rows = tokens * top_k / active
     gated = 2 if model.gated_mlp else 1
-    up = _grouped(b, "moe.up", dispatched, "moe.up.out", rows, active, experts / ep, gated * width / tp, b.hidden, moe)
+    up = _grouped(
+        b, "moe.up", dispatched, "moe.up.out", rows, active, experts / ep, gated * width / tp, b.hidden, moe
+    )
     activated = elementwise(
         b, "moe.activation", (up,), "moe.activation.out", tokens * top_k * width / tp,
         flops=ACTIVATION_FLOPS[model.activation], saves=(up,),
     )  # fmt: skip
-    down = _grouped(b, "moe.down", activated, "moe.down.out", rows, active, experts / ep, b.hidden, width / tp, moe)
+    down = _grouped(
+        b, "moe.down", activated, "moe.down.out", rows, active, experts / ep, b.hidden, width / tp, moe
+    )
     combined = "moe.combined" if moe.num_shared_experts else target
     b.tensor(combined, tokens * b.hidden / b.cut)
     b.add(_permute(b, "moe.combine", down, combined, copies * b.hidden, exchange=True, reduce=True))
@@ -57,7 +68,14 @@ def moe_mlp(b: BlockBuilder, model: Model, moe: MixtureOfExperts, source: str, t
 
 
 def _permute(
-    b: BlockBuilder, name: str, source: str, target: str, elements: Numeric, *, exchange: bool, reduce: bool = False
+    b: BlockBuilder,
+    name: str,
+    source: str,
+    target: str,
+    elements: Numeric,
+    *,
+    exchange: bool,
+    reduce: bool = False,
 ) -> Operator:
     """Sort token copies by expert (or back), with the all-to-all of the expert-parallel group.
 

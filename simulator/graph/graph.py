@@ -60,7 +60,9 @@ class Numerics:
     """Of the sums that weight gradients of micro-batches are added to."""
 
     @staticmethod
-    def of(precision: str, weights: str | None = None, kv: str | None = None, gradients: str = "fp32") -> Numerics:
+    def of(
+        precision: str, weights: str | None = None, kv: str | None = None, gradients: str = "fp32"
+    ) -> Numerics:
         """Derive storage from a precision: 16-bit activations, weights and cache below fp32 (unless stated)."""
         wide = FORMAT_BYTES[precision] if precision in ("fp32", "tf32", "fp64") else 2.0
         stored = FORMAT_BYTES[weights] if weights else (1.0 if precision == "fp8" else wide)
@@ -123,7 +125,9 @@ class Block:
         """Elements on this rank that are cut over the expert-parallel group."""
         return sum((op.parameters for op in self.operators if op.expert), start=0)
 
-    def works(self, part: Literal["forward", "input_gradient", "weight_gradient"] = "forward") -> tuple[Work, ...]:
+    def works(
+        self, part: Literal["forward", "input_gradient", "weight_gradient"] = "forward"
+    ) -> tuple[Work, ...]:
         """All work of a pass, in order."""
         return tuple(work for operator in self.operators for work in getattr(operator, part))
 
@@ -210,7 +214,9 @@ class ModelGraph:
             total = total + kept * block.kv_width * count
         return total * self.numerics.kv_bytes
 
-    def flops(self, passes: Iterable[Literal["forward", "input_gradient", "weight_gradient"]] = ("forward",)) -> Numeric:
+    def flops(
+        self, passes: Iterable[Literal["forward", "input_gradient", "weight_gradient"]] = ("forward",)
+    ) -> Numeric:
         """FLOPs of the given passes through all blocks [FLOP]."""
         total: Numeric = 0.0
         for block, count in self.all_blocks:

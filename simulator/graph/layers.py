@@ -143,9 +143,13 @@ def _matmul(b: BlockBuilder, m: Numeric, n: Numeric, k: Numeric, right: float) -
     return Matmul(m, n, k, 1, b.numerics.compute, b.width, right, b.width)
 
 
-def accumulated(b: BlockBuilder, m: Numeric, n: Numeric, k: Numeric, count: Numeric = 1, *, grouped: bool = False) -> Matmul:
+def accumulated(
+    b: BlockBuilder, m: Numeric, n: Numeric, k: Numeric, count: Numeric = 1, *, grouped: bool = False
+) -> Matmul:
     """A weight gradient (m, n) from k rows, added to the sum over micro-batches: the sum is read and written."""
-    return Matmul(m, n, k, count, b.numerics.compute, b.width, b.width, 2.0 * b.numerics.gradient_bytes, grouped)
+    return Matmul(
+        m, n, k, count, b.numerics.compute, b.width, b.width, 2.0 * b.numerics.gradient_bytes, grouped
+    )
 
 
 def elementwise(

@@ -1,342 +1,300 @@
-"""Lower a block of sequences to a Program: FlexGen's zig-zag over layers, GPU batches and token steps.
+"""Lower a block of sequences to a Program: FlexGen's zig-zag over token steps, layers and GPU batches.
 
-For each token step and layer all GPU batches of the block are computed before the next layer, so that the layer's
-weights are fetched once for all of them (Sheng et al. 2023, section 4.1 and algorithm 1). Meanwhile the weights of the
-layers ahead come in, the cache of the next batch is fetched and that of the previous one is stored.
+All GPU batches of the block go through a layer before the next layer, so that its weights are fetched once for all of
+them. Meanwhile the weights of the layers ahead come in, the cache of the next batch is fetched and that of the previous
+one is stored (Sheng et al. 2023, section 4.1 and algorithm 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from simulator.engine import Program
-from simulator.offload.prices import Price, Unit
-from simulator.offload.tiers import DRAM, GPU, NVME, Channel, Tiers
-from simulator.specs import OPERATOR_CLASSES, OperatorClass
-from simulator.strategy import Bottleneck
-
-PREFILL = -1
-"""Number of the prefill among decode steps 0, 1, 2, ..."""
-BOTTLENECKS: tuple[Bottleneck, ...] = ("compute", "memory", "host link", "storage", "host", "latency", "waiting")
-COLUMNS: tuple[Bottleneck | OperatorClass, ...] = (*BOTTLENECKS, *OPERATOR_CLASSES)
-"""What the seconds of a task are divided by: first by what binds them, then by operator class."""
-Shares = npt.NDArray[np.float64]
+from simulator.offload.emit import Emitter
+from simulator.offload.plan import PREFILL, Plan
+from simulator.offload.prices import Price, Rows, Unit
+from simulator.offload.tiers import DRAM, GPU, NVME
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """Shares of a tensor class on each tier; they add up to 1."""
-
-    gpu: float
-    dram: float
-    nvme: float
-
-    @property
-    def away(self) -> float:
-        """What is not on the accelerator."""
-        return self.dram + self.nvme
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is generated, and how."""
-
-    name: str
-    units: tuple[Unit, ...]
-    order: tuple[int, ...]
-    """Embedding, layers and head as indices into ``units``."""
-    tiers: Tiers
-    batch: int
-    batches: int
-    prompt: int
-    output: int
-    weights: Split
-    cache: Split
-    cpu_attention: bool
-    prefetch: int
-    hidden_bytes: float
-    """One token's hidden state [B]."""
-
-    @property
-    def block(self) -> int:
-        """Sequences that are generated together."""
-        return self.batch * self.batches
-
-    @property
-    def steps(self) -> int:
-        """Decode steps: the first token comes out of the prefill."""
-        return self.output - 1
-
-    def cached(self, step: int) -> int:
-        """Tokens of a sequence in the cache when a pass begins."""
-        return 0 if step == PREFILL else self.prompt + step
-
-    def new(self, step: int) -> int:
-        """Tokens of a sequence that a pass adds."""
-        return self.prompt if step == PREFILL else 1
-
-
-@dataclass
 class Lowered:
     """The program, and where each task belongs."""
 
     program: Program
     steps: tuple[int, ...]
-    """The passes in it: :data:`PREFILL` or the number of a decode step."""
-    shares: list[Shares] = field(default_factory=list)
-    """Division of each task's seconds over :data:`COLUMNS`, by task."""
-    pass_of: list[int] = field(default_factory=list)
+    """The passes in it: :data:`~simulator.offload.plan.PREFILL` or the number of a decode step."""
+    shares: Sequence[Rows]
+    """By task, the division of its seconds over :data:`~simulator.offload.prices.COLUMNS`."""
+    pass_of: Sequence[int]
     """By task, the position of its pass in ``steps``."""
-    ends: list[int] = field(default_factory=list)
-    """Last task on the accelerator, by pass."""
-    gpu: int = -1
+    carried: Mapping[str, Mapping[int, float]]
+    """Bytes by name of the channel and by pass."""
+    ends: Sequence[int]
+    """By pass, the task that makes its tokens."""
+    gpu: int
     """Stream of the accelerator."""
 
 
 def lower(plan: Plan, steps: Sequence[int]) -> Lowered:
-    """Return the program of some passes, in order.
+    """Return the program of some passes.
 
     Parameters
     ----------
     plan : Plan
         What is generated.
     steps : sequence of int
-        Strictly increasing; :data:`PREFILL` first.
+        Strictly increasing, the prefill first. Where steps are left out, the cache grows by what they would have added.
     """
-    lowering = _Lowering(plan, steps)
-    lowering.run()
-    return lowering.out
+    return _Zigzag(plan, tuple(steps)).lowered()
 
 
-class _Lowering:
-    def __init__(self, plan: Plan, steps: Sequence[int]) -> None:
-        self.plan, self.steps = plan, tuple(steps)
-        self.program = program = Program(plan.name)
-        self.out = Lowered(program, self.steps)
-        self.slots = [(number, unit) for number in range(len(self.steps)) for unit in plan.order]
-        self.serial = plan.prefetch == 0
-        self.links: dict[tuple[str, float], int] = {}
-        self.paths: dict[str, list[int]] = {}
-        self.gpu = self.out.gpu = program.stream("gpu")
-        self.streams = {self.gpu: "gpu"}
-        self.handles: dict[str, int] = {"gpu": self.gpu}
-        self.memory = {tier: program.memory(pool.name, pool.capacity) for tier, pool in plan.tiers.pools.items()}
-        self.last: list[list[int]] = [[] for _ in self.slots]
-        """Last computation of each slot, once it is known."""
-        self.loaded: list[list[int]] = [[] for _ in self.slots]
-        self.sent: list[list[int]] = [[] for _ in self.slots]
-        """Copies that free the DRAM buffers of each slot."""
-        self.buffers: list[list[tuple[int, float]]] = [[] for _ in self.slots]
-        self.fetched: dict[tuple[int, int], tuple[list[int], list[tuple[str, int, float]]]] = {}
+@dataclass(slots=True)
+class _Fetched:
+    """Copies of a cache that is on its way to be attended to, and the buffers it is in: (tier, since, bytes)."""
+
+    tasks: list[int]
+    buffers: list[tuple[str, int, float]]
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One unit in one pass, with what its weights hold up and what holds them up."""
+
+    number: int
+    step: int
+    position: int
+    unit: Unit
+    loads: list[tuple[int, float]]
+    """Copies of its weights to the accelerator, and their bytes."""
+    staged: list[int]
+    """Those that leave a DRAM buffer."""
+    last: int = -1
+    """Its last computation, once there is one."""
+
+
+class _Zigzag:
+    def __init__(self, plan: Plan, steps: tuple[int, ...]) -> None:
+        self.plan, self.steps = plan, steps
+        self.emit = Emitter(plan.name, plan.tiers, host=plan.cpu_attention, serial=plan.prefetch == 0)
+        self.slots = [
+            _Slot(number, step, position, plan.units[index], [], [])
+            for number, step in enumerate(steps)
+            for position, index in enumerate(plan.order)
+        ]
+        self.names = [plan.place(position) for position in range(len(plan.order))]
+        self.decode = {id(unit): unit.decode for unit in plan.units}
+        self.computed: list[int] = []
+        """Last computation of each item: a batch in a slot."""
+        self.fetched: dict[int, _Fetched] = {}
         self.stored: dict[tuple[int, int], list[int]] = {}
-        self.previous: list[int] = []
-        self.priced: dict[tuple[int, int], Shares] = {}
-        self.pass_number = 0
-        self.pieces = plan.batches if plan.prefetch and plan.cache.away and not plan.cpu_attention else 1
+        """By position and batch, the copies that stored its latest keys and values."""
+        # weights that share a queue with the cache come in as many pieces as there are batches, not to hold it up
+        shares_queue = plan.prefetch and plan.cache.away and not plan.cpu_attention
+        self.pieces = plan.batches if shares_queue else 1
 
-    # --- resident, then pass after pass ---------------------------------------------------------------------------
-
-    def run(self) -> None:
+    def lowered(self) -> Lowered:
         """Emit everything."""
-        plan = self.plan
-        for tier, share in ((GPU, plan.weights.gpu), (DRAM, plan.weights.dram), (NVME, plan.weights.nvme)):
-            for position, index in enumerate(plan.order):
-                unit = plan.units[index]
-                if unit.stored * share:
-                    name = f"weights of {_place(position, unit.name)}"
-                    self.program.allocate(self.memory[tier], unit.stored * share, "weights", name=name)
-        for ahead in range(min(plan.prefetch, len(self.slots))):
-            for piece in range(self.pieces):
-                self._load(ahead, piece)
-        for slot in range(len(self.slots)):
-            self._unit(slot)
+        self._resident()
+        for ahead in range(min(self.plan.prefetch, len(self.slots))):
+            for _ in range(self.pieces):
+                self._load(ahead)
+        ends = []
+        opening = -1
+        for index, slot in enumerate(self.slots):
+            first = self._pass_through(index, slot)
+            if slot.position == 0:
+                opening = first
+            if slot.position == len(self.names) - 1:
+                ends.append(slot.last)
+                self._activations(slot, opening)
+        emit = self.emit
+        return Lowered(emit.program, self.steps, emit.shares, emit.pass_of, emit.carried, ends, emit.gpu)
 
-    def _unit(self, slot: int) -> None:
+    def _resident(self) -> None:
+        for tier, share in self.plan.weights.by_tier.items():
+            for position, index in enumerate(self.plan.order):
+                size = self.plan.units[index].stored * share
+                self.emit.keep(tier, size, "weights", f"weights of {self.names[position]}")
+
+    def _pass_through(self, index: int, slot: _Slot) -> int:
+        """Compute all batches of one unit; returns the first computation."""
         plan = self.plan
-        number, index = self.slots[slot]
-        unit, layer = plan.units[index], slot % len(plan.order)
-        step = self.steps[number]
+        first = -1
         for batch in range(plan.batches):
-            target = slot + plan.prefetch
-            if batch < self.pieces and target < len(self.slots):
-                self.pass_number = self.slots[target][0]
-                self._load(target, batch)
-            item = slot * plan.batches + batch
-            self._fetch(item if self.serial else item + 1)
-            self.pass_number = number
-            first, last = self._compute(item, unit, step)
+            item = index * plan.batches + batch
+            if batch < self.pieces:
+                self._load(index + plan.prefetch)
+            self._fetch(item if self.emit.serial else item + 1)
+            self.emit.number = slot.number
+            started = self._compute(item, slot, batch)
             if batch == 0:
-                self._grow(unit, layer, number, first)
-                if layer == 0:
-                    opening = first
-        self.last[slot] = [last]
-        self._release(slot)
-        if layer == 0:
-            self.opening = opening
-        if layer == len(plan.order) - 1:
-            self.out.ends.append(last)
-            self._activations(step, last)
+                first = started
+                self._grow(slot, started)
+        slot.last = self.computed[-1]
+        for task, size in slot.loads:
+            name = f"streamed weights of {self.names[slot.position]}"
+            self.emit.keep(GPU, size, "buffers", name, at=task, until=[slot.last])
+        return first
 
-    def _activations(self, step: int, last: int) -> None:
-        """Hidden states of the block, and the tensors inside of one layer of one batch, live through a pass."""
+    # --- what passes hold --------------------------------------------------------------------------------------------
+
+    def _activations(self, slot: _Slot, opening: int) -> None:
+        """Hold the block's hidden states, and the tensors inside one layer of one batch, through a pass."""
         plan = self.plan
-        hidden = plan.block * plan.new(step) * plan.hidden_bytes
-        workspace = max(unit.workspace[step != PREFILL] for unit in plan.units)
-        for size, name in ((hidden, "hidden states"), (workspace, "tensors of a layer")):
-            self.program.allocate(self.memory[GPU], size, "activations", at=self.opening, until=[last], name=name)
+        workspace = max(unit.workspace[slot.step != PREFILL] for unit in plan.units)
+        hidden = plan.block * plan.new(slot.step) * plan.hidden_bytes
+        self.emit.keep(GPU, hidden, "activations", "hidden states", at=opening, until=[slot.last])
+        self.emit.keep(GPU, workspace, "activations", "tensors of a layer", at=opening, until=[slot.last])
 
-    def _grow(self, unit: Unit, layer: int, number: int, first: int) -> None:
-        """Keep what the cache of a layer has grown by since the pass before."""
-        plan, step = self.plan, self.steps[number]
-        before = unit.cache_bytes(plan.cached(self.steps[number - 1]) + plan.new(self.steps[number - 1])) if number else 0
-        grown = plan.block * (unit.cache_bytes(plan.cached(step) + plan.new(step)) - before)
-        name = f"cache of {_place(layer, unit.name)}"
-        for tier, share in ((GPU, plan.cache.gpu), (DRAM, plan.cache.dram), (NVME, plan.cache.nvme)):
-            if grown * share and (tier == GPU or self._stores(step)):
-                self.program.allocate(self.memory[tier], grown * share, "KV cache", at=first, name=name)
+    def _grow(self, slot: _Slot, first: int) -> None:
+        """Keep what the cache of a unit has grown by since the pass before."""
+        plan, unit = self.plan, slot.unit
+        before = 0.0
+        if slot.number:
+            previous = self.steps[slot.number - 1]
+            before = unit.cache_bytes(plan.cached(previous) + plan.new(previous))
+        grown = plan.block * (unit.cache_bytes(plan.cached(slot.step) + plan.new(slot.step)) - before)
+        for tier, share in plan.cache.by_tier.items():
+            self.emit.keep(tier, grown * share, "KV cache", f"cache of {self.names[slot.position]}", at=first)
 
-    def _stores(self, step: int) -> bool:
-        # keys and values of the last token are never read again
-        return step != self.plan.steps - 1
+    # --- weights -----------------------------------------------------------------------------------------------------
 
-    # --- weights ----------------------------------------------------------------------------------------------------
-
-    def _load(self, slot: int, piece: int) -> None:
-        """Fetch a piece of the weights that a slot needs into one of prefetch + 1 buffers."""
-        plan = self.plan
-        number, index = self.slots[slot]
-        self.pass_number = number
-        unit = plan.units[index]
-        buffer = slot - plan.prefetch - 1
-        free = self.last[buffer] if buffer >= 0 else []
-        name = _place(slot % len(plan.order), unit.name)
-        size = unit.weights / self.pieces
+    def _load(self, index: int) -> None:
+        """Fetch one piece of a unit's weights into one of prefetch + 1 buffers, by way of as many in DRAM from flash."""
+        plan, emit = self.plan, self.emit
+        if index >= len(self.slots) or not plan.weights.away:
+            return
+        slot = self.slots[index]
+        emit.number = slot.number
+        vacated = index - plan.prefetch - 1
+        free = [self.slots[vacated].last] if vacated >= 0 else []
+        name = f"{self.names[slot.position]}: weights"
+        size = slot.unit.weights / self.pieces
         if plan.weights.dram:
-            self._to_gpu(slot, DRAM, size * plan.weights.dram, free, name)
-        if plan.weights.nvme and not plan.tiers.staged():
-            self._to_gpu(slot, NVME, size * plan.weights.nvme, free, name)
-        elif plan.weights.nvme:
-            part = size * plan.weights.nvme
-            vacated = self.sent[buffer] if buffer >= 0 else []
-            staged = self._copy(NVME, DRAM, part, vacated, "weights", f"{name}: weights to DRAM")
-            sent = self._to_gpu(slot, DRAM, part, [*free, staged], name)
-            self.sent[slot].append(sent)
-            self.program.allocate(self.memory[DRAM], part, "buffers", at=staged, until=[sent], name=f"{name} on its way")
+            part = size * plan.weights.dram
+            slot.loads.append((emit.copy(DRAM, GPU, part, free, "weights", f"{name} to GPU"), part))
+        part = size * plan.weights.nvme
+        if part and not plan.tiers.staged:
+            slot.loads.append((emit.copy(NVME, GPU, part, free, "weights", f"{name} to GPU"), part))
+        elif part:
+            room = self.slots[vacated].staged if vacated >= 0 else []
+            read = emit.copy(NVME, DRAM, part, room, "weights", f"{name} to DRAM")
+            sent = emit.copy(DRAM, GPU, part, [*free, read], "weights", f"{name} to GPU")
+            emit.keep(DRAM, part, "buffers", f"{name} on their way", at=read, until=[sent])
+            slot.loads.append((sent, part))
+            slot.staged.append(sent)
 
-    def _to_gpu(self, slot: int, source: str, size: float, after: list[int], name: str) -> int:
-        task = self._copy(source, GPU, size, after, "weights", f"{name}: weights to GPU")
-        self.loaded[slot].append(task)
-        self.buffers[slot].append((task, size))
-        return task
-
-    def _release(self, slot: int) -> None:
-        name = _place(slot % len(self.plan.order), self.plan.units[self.slots[slot][1]].name)
-        for task, size in self.buffers[slot]:
-            self.program.allocate(
-                self.memory[GPU], size, "buffers", at=task, until=self.last[slot], name=f"streamed weights of {name}"
-            )
-
-    # --- cache ------------------------------------------------------------------------------------------------------
+    # --- cache -------------------------------------------------------------------------------------------------------
 
     def _fetch(self, item: int) -> None:
-        """Fetch the cache that an item's attention needs; two buffers, so that one batch is fetched ahead."""
-        plan = self.plan
-        slot, batch = divmod(item, plan.batches)
-        if slot >= len(self.slots):
+        """Fetch the cache that an item attends to into one of two buffers; CPUs attend in DRAM."""
+        plan, emit = self.plan, self.emit
+        index, batch = divmod(item, plan.batches)
+        if index >= len(self.slots):
             return
-        number, index = self.slots[slot]
-        unit, step = plan.units[index], self.steps[number]
-        if step == PREFILL or not unit.token_bytes:
+        slot = self.slots[index]
+        size = plan.batch * slot.unit.cache_bytes(plan.cached(slot.step))
+        if slot.step == PREFILL or not size * plan.cache.away:
             return
-        self.pass_number = number
-        size = plan.batch * unit.cache_bytes(plan.cached(step))
-        after = [*self._computed(item - 2), *self.stored.get((slot % len(plan.order), batch), ())]
-        name = _place(slot % len(plan.order), unit.name) + (f", batch {batch}" if plan.batches > 1 else "")
-        arrived: list[int] = []
-        held: list[tuple[str, int, float]] = []
+        emit.number = slot.number
+        after = self.stored.get((slot.position, batch), [])
+        if item >= 2:
+            after = [*after, self.computed[item - 2]]
+        name = f"{self.names[slot.position]}: cache"
+        fetched = self.fetched[item] = _Fetched([], [])
+        if plan.cache.dram and not plan.cpu_attention:
+            part = size * plan.cache.dram
+            task = emit.copy(DRAM, GPU, part, after, "cache", f"{name} to GPU")
+            fetched.tasks.append(task)
+            fetched.buffers.append((GPU, task, part))
+        if plan.cache.nvme:
+            self._fetch_from_flash(fetched, size * plan.cache.nvme, after, name)
+
+    def _fetch_from_flash(self, fetched: _Fetched, size: float, after: list[int], name: str) -> None:
+        plan, emit = self.plan, self.emit
         source = NVME
-        for source, share in ((DRAM, plan.cache.dram), (NVME, plan.cache.nvme)):
-            part, needs = size * share, after
-            if not part:
-                continue
-            start = source
-            if source == NVME and plan.tiers.staged():
-                staged = self._copy(NVME, DRAM, part, after, "cache", f"{name}: cache to DRAM")
-                held.append((DRAM, staged, part))
-                needs, start = [*after, staged], DRAM
-                arrived.append(staged)
-            if not plan.cpu_attention:
-                task = self._copy(start, GPU, part, needs, "cache", f"{name}: cache to GPU")
-                held.append((GPU, task, part))
-                arrived.append(task)
-        self.fetched[slot, batch] = (arrived, held)
+        if plan.tiers.staged:
+            task = emit.copy(NVME, DRAM, size, after, "cache", f"{name} to DRAM")
+            fetched.tasks.append(task)
+            fetched.buffers.append((DRAM, task, size))
+            source, after = DRAM, [task]
+        if not plan.cpu_attention:
+            task = emit.copy(source, GPU, size, after, "cache", f"{name} to GPU")
+            fetched.tasks.append(task)
+            fetched.buffers.append((GPU, task, size))
 
-    def _computed(self, item: int) -> list[int]:
-        return [self.items[item]] if 0 <= item < len(self.items) else []
-
-    def _store(self, unit: Unit, slot: int, batch: int, step: int, task: int, *, in_dram: bool) -> None:
-        """Move the new keys and values of a batch to where they stay; those on DRAM may have gone there as queries did."""
-        plan = self.plan
-        size = plan.batch * unit.cache_bytes(plan.new(step))
-        away = size * plan.cache.away
-        if not away or not self._stores(step):
+    def _store(self, slot: _Slot, batch: int, task: int, *, in_dram: bool) -> None:
+        """Move the new keys and values of a batch to where they stay; after CPU attention they are in DRAM."""
+        plan, emit = self.plan, self.emit
+        size = plan.batch * slot.unit.cache_bytes(plan.new(slot.step))
+        # those of the last token are never read again
+        if not size * plan.cache.away or slot.step == plan.steps - 1:
             return
-        name = _place(slot % len(plan.order), unit.name)
-        done: list[int] = []
-        written = size * plan.cache.nvme
-        if plan.tiers.staged():
-            if not in_dram:
-                down = self._copy(GPU, DRAM, away, [task], "cache", f"{name}: new cache to DRAM")
-                self.program.allocate(self.memory[GPU], away, "buffers", at=task, until=[down], name="new cache")
-                done.append(task := down)
-            if written:
-                flash = self._copy(DRAM, NVME, written, [task], "cache", f"{name}: new cache to flash")
-                self.program.allocate(self.memory[DRAM], written, "buffers", at=task, until=[flash], name="new cache")
-                done.append(flash)
-        else:
-            done.append(self._copy(GPU, NVME, away, [task], "cache", f"{name}: new cache to flash"))
-            self.program.allocate(self.memory[GPU], away, "buffers", at=task, until=done, name="new cache")
-        self.stored[slot % len(plan.order), batch] = done
+        name = f"{self.names[slot.position]}: new cache"
+        away, written = size * plan.cache.away, size * plan.cache.nvme
+        copies = []
+        if not in_dram:
+            target = DRAM if plan.tiers.staged else NVME
+            copies.append(emit.copy(GPU, target, away, [task], "cache", f"{name} to {target}"))
+            emit.keep(GPU, away, "buffers", name, at=task, until=copies)
+        if written and plan.tiers.staged:
+            arrived = copies[-1] if copies else task
+            copies.append(emit.copy(DRAM, NVME, written, [arrived], "cache", f"{name} to {NVME}"))
+            emit.keep(DRAM, written, "buffers", name, at=arrived, until=copies[-1:])
+        self.stored[slot.position, batch] = copies
 
-    # --- computation ------------------------------------------------------------------------------------------------
+    # --- computation -------------------------------------------------------------------------------------------------
 
-    def _compute(self, item: int, unit: Unit, step: int) -> tuple[int, int]:
-        """Compute one batch through one unit; returns the first and the last task on the accelerator."""
-        plan = self.plan
-        slot, batch = divmod(item, plan.batches)
-        name = _place(slot % len(plan.order), unit.name) + (f", batch {batch}" if plan.batches > 1 else "")
-        arrived, held = self.fetched.pop((slot, batch), ([], []))
-        loads = self.loaded[slot] if batch == 0 else []
-        in_dram = False
-        if step == PREFILL:
-            first = last = self._on_gpu(unit.prefill, 0, loads, "prefill", name)
+    def _compute(self, item: int, slot: _Slot, batch: int) -> int:
+        """Compute one batch through one unit and store its cache; returns the first computation."""
+        emit, unit = self.emit, slot.unit
+        name = self.names[slot.position]
+        fetched = self.fetched.pop(item, _Fetched([], []))
+        needs = [task for task, _ in slot.loads] if batch == 0 else []
+        sent = -1
+        if slot.step == PREFILL:
+            first = last = emit.compute(unit.prefill, 0, needs, "prefill", name)
         elif unit.host is None:
-            whole = (unit.before, unit.attention, unit.after) if unit.token_bytes else (unit.before,)
-            first = last = self._on_gpu(whole, step, [*loads, *arrived], "decode", name)
+            needs += fetched.tasks
+            first = last = emit.compute(self.decode[id(unit)], slot.step, needs, "decode", name)
         else:
-            first, last, attended = self._beside_host(unit, step, loads, arrived, name)
-            arrived, in_dram = [attended], True
-        for tier, task, size in held:
-            until = arrived if in_dram else [last]
-            self.program.allocate(self.memory[tier], size, "buffers", at=task, until=until, name=f"cache of {name}")
-        self.items.append(last)
-        source = self.queried if in_dram else last
-        if unit.token_bytes:
-            self._store(unit, slot, batch, step, source, in_dram=in_dram)
-        return first, last
-
-    items: list[int]
-    queried: int
+            first, sent, last = self._beside_host(slot, unit.host, needs, fetched)
+        for tier, task, size in fetched.buffers:
+            emit.keep(tier, size, "buffers", f"cache of {name}", at=task, until=[last])
+        self.computed.append(last)
+        self._store(slot, batch, last if sent < 0 else sent, in_dram=sent >= 0)
+        return first
 
     def _beside_host(
-        self, unit: Unit, step: int, loads: list[int], arrived: list[int], name: str
+        self, slot: _Slot, price: Price, needs: list[int], fetched: _Fetched
     ) -> tuple[int, int, int]:
-        """Send queries, keys and values down, attend on the CPU, bring the outputs back (Sheng et al. 2023, sec. 4.1)."""
-        raise NotImplementedError
+        """Send queries, keys and values down, attend on the CPU, and bring the outputs back (section 4.3).
 
-    def _on_gpu(self, price: Price, step: int, after: list[int], tag: str, name: str) -> int:
-        raise NotImplementedError
+        Their copies are small and have queues of their own. Returns the first computation, the copy down and the last
+        computation.
+        """
+        plan, emit, unit, step = self.plan, self.emit, slot.unit, slot.step
+        host = plan.tiers.host
+        assert host is not None  # a unit has a price on the host only where there is one
+        name, away = self.names[slot.position], plan.batch * plan.cache.away
+        first = emit.compute(unit.before, step, needs, "decode", f"{name}: up to attention")
+        down = (unit.query_bytes + unit.token_bytes) * away
+        sent = emit.copy(GPU, DRAM, down, [first], "queries", f"{name}: queries to DRAM", queue="queries")
+        traffic = float(unit.host_bytes[step])
+        attended = emit.attend(
+            host, price, traffic, step, [sent, *fetched.tasks], f"{name}: attention on the CPU"
+        )
+        up = emit.copy(
+            DRAM,
+            GPU,
+            unit.output_bytes * away,
+            [attended],
+            "outputs",
+            f"{name}: outputs to GPU",
+            queue="outputs",
+        )
+        if plan.cache.gpu:
+            emit.compute(unit.attention, step, [], "decode", f"{name}: attention")
+        last = emit.compute(unit.after, step, [up], "decode", f"{name}: after attention")
+        return first, sent, last

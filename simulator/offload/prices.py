@@ -9,24 +9,40 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.cost import Breakdown, CostModel, peak_flops, stream_time
-from simulator.graph import Attention, Block, Numerics, Operator, Shape, Work, build
+from simulator.cost import CostModel, peak_flops, stream_time
+from simulator.graph import Attention, Axis, Block, Numerics, Operator, Shape, Work, build
 from simulator.offload.tiers import Host
-from simulator.specs import MemroofError, Model, OffloadWorkload, OperatorClass, Span
+from simulator.specs import OPERATOR_CLASSES, MemroofError, Model, OffloadWorkload, OperatorClass, Span
 from simulator.strategy import Bottleneck
 
-ALONE = {"tensor": Span(()), "expert": Span(())}
+ALONE: Mapping[Axis, Span] = {"tensor": Span(()), "expert": Span(())}
 WIDENED_BYTES = 4.0
 """Bytes of a value in fp32."""
 
 
+BOTTLENECKS: tuple[Bottleneck, ...] = ("compute", "memory", "latency", "host link", "storage", "host")
+COLUMNS: tuple[Bottleneck | OperatorClass, ...] = (*BOTTLENECKS, *OPERATOR_CLASSES)
+"""What seconds are divided by, twice over: by what binds them, and by operator class."""
+Rows = npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Seconds of some work by what binds it and by operator class; numbers, or arrays with an entry a decode step."""
+    """Seconds of some work, divided over :data:`COLUMNS`; shape (steps, columns)."""
 
-    time: npt.NDArray[np.float64]
-    bottlenecks: Mapping[Bottleneck, npt.NDArray[np.float64]]
-    classes: Mapping[OperatorClass, npt.NDArray[np.float64]]
+    rows: Rows
+
+    def __add__(self, other: Price) -> Price:
+        return Price(self.rows + other.rows)
+
+    def time(self, step: int) -> float:
+        """Seconds in a step."""
+        return float(self.rows[step, : len(BOTTLENECKS)].sum())
+
+    def shares(self, step: int) -> Rows:
+        """Division of one second of it."""
+        shares: Rows = self.rows[step] / (self.time(step) or 1.0)
+        return shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +55,16 @@ class Unit:
     stored: float
     """Bytes that it keeps for itself."""
     prefill: Price
+    """One row."""
     before: Price
-    """Decode up to the attention core; of a unit without a cache: all of it."""
+    """Decode steps up to the attention core; of a unit without a cache: all of it."""
     attention: Price
-    """The attention core of a decode step, for the share of the sequences that attend on the accelerator."""
+    """The attention core of decode steps, for the sequences that attend on the accelerator."""
     after: Price
     host: Price | None
     """The attention core on the CPU, for the other sequences; None where nothing attends there."""
-    host_bytes: npt.NDArray[np.float64]
-    """DRAM traffic of that in a decode step [B]."""
+    host_bytes: Rows
+    """DRAM traffic of that in each decode step [B]."""
     query_bytes: float
     """Queries of one decode step of a sequence [B]."""
     output_bytes: float
@@ -58,6 +75,11 @@ class Unit:
     """Tokens of a sequence that the cache keeps at most."""
     workspace: tuple[float, float]
     """Most bytes of tensors alive at once, in prefill and in decode."""
+
+    @property
+    def decode(self) -> Price:
+        """Decode steps on the accelerator alone."""
+        return self.before + self.attention + self.after
 
     def cache_bytes(self, tokens: float) -> float:
         """Cache of one sequence of ``tokens`` [B]."""
@@ -96,7 +118,9 @@ def price_units(
     """
     batch, steps = workload.batch, workload.output - 1
     contexts = workload.prompt + np.arange(max(steps, 1), dtype=np.float64)
-    prefill = build(model, Shape(batch, workload.prompt, 0, "prefill"), numerics=numerics, fused_attention=fused)
+    prefill = build(
+        model, Shape(batch, workload.prompt, 0, "prefill"), numerics=numerics, fused_attention=fused
+    )
     decode = build(model, Shape(batch, 1, contexts, "decode"), numerics=numerics)
     pricing = _Pricing(cost, host, host_share, widened, len(contexts))
     table = model.vocab_size * (model.embedding_size or model.hidden_size) if model.tie_word_embeddings else 0
@@ -134,15 +158,11 @@ class _Pricing:
             token, float(later.kv_window), (live_bytes(first), live_bytes(later)),
         )  # fmt: skip
 
-    def _price(self, works: Iterable[Work], steps: int) -> Price:
-        total = self.cost.total(works, ALONE) if works else Breakdown()  # type: ignore[arg-type]
-        return Price(
-            _row(total.time, steps),
-            {name: _row(time, steps) for name, time in total.by_bound.items() if name != "link"},
-            {name: _row(time, steps) for name, time in total.by_class.items()},
-        )
+    def _price(self, works: list[Work], steps: int) -> Price:
+        total = self.cost.total(works, ALONE)
+        return _price({**total.by_bound, **total.by_class}, steps)
 
-    def _host(self, works: list[Attention]) -> tuple[Price, npt.NDArray[np.float64]]:
+    def _host(self, works: list[Attention]) -> tuple[Price, Rows]:
         """Roofline of attention on the CPUs, over the DRAM that the cache lies in."""
         host = self.host
         if host is None:
@@ -158,7 +178,10 @@ class _Pricing:
                 launch=0.0,
             )  # fmt: skip
             time, traffic = time + parts.time, traffic + read
-        return Price(time, {"host": time}, {"host": time}), traffic
+        rows = np.zeros((self.steps, len(COLUMNS)))
+        # the bottleneck and the operator class bear the same name
+        rows[:, [i for i, column in enumerate(COLUMNS) if column == "host"]] = time[:, None]
+        return Price(rows), traffic
 
 
 def host_traffic(cache: Any, kv_bytes: float, *, widened: bool) -> Any:
@@ -176,7 +199,11 @@ def live_bytes(block: Block) -> float:
     A tensor lives from the operator that writes it to the last that reads it. The block's input is left out: hidden
     states are counted apart.
     """
-    last = {name: i for i, operator in enumerate(block.operators) for name in (*operator.outputs, *operator.inputs)}
+    last = {
+        name: i
+        for i, operator in enumerate(block.operators)
+        for name in (*operator.outputs, *operator.inputs)
+    }
     alive: set[str] = set()
     most = 0.0
     for i, operator in enumerate(block.operators):
@@ -186,7 +213,9 @@ def live_bytes(block: Block) -> float:
     return most
 
 
-def _split(operators: tuple[Operator, ...]) -> tuple[tuple[Operator, ...], tuple[Operator, ...], tuple[Operator, ...]]:
+def _split(
+    operators: tuple[Operator, ...],
+) -> tuple[tuple[Operator, ...], tuple[Operator, ...], tuple[Operator, ...]]:
     """Cut a block at its attention core."""
     places = [i for i, operator in enumerate(operators) if operator.core]
     first, last = places[0], places[-1] + 1
@@ -201,8 +230,18 @@ def _scaled(works: Iterable[Any], share: float) -> list[Any]:
     """Attention over a share of the sequences."""
     if share <= 0.0:
         return []
-    return [replace(work, batch=work.batch * share) if isinstance(work, Attention) else work for work in works]
+    return [
+        replace(work, batch=work.batch * share) if isinstance(work, Attention) else work for work in works
+    ]
 
 
-def _row(value: Any, steps: int) -> npt.NDArray[np.float64]:
+def _price(parts: Mapping[Any, Any], steps: int) -> Price:
+    rows = np.zeros((steps, len(COLUMNS)))
+    for name, seconds in parts.items():
+        if name in COLUMNS:  # a single accelerator waits for no link of its own
+            rows[:, COLUMNS.index(name)] = seconds
+    return Price(rows)
+
+
+def _row(value: Any, steps: int) -> Rows:
     return np.broadcast_to(np.asarray(value, dtype=np.float64), (steps,))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 
 from simulator.specs import Calibration, Edge, Engine, Hardware, Machine, MemroofError, Processor, Store
 
@@ -59,8 +60,9 @@ class Tiers:
 
     pools: Mapping[str, Pool]
     channels: Mapping[tuple[str, str], Channel]
-    host: Host | None = field(default=None)
+    host: Host | None
 
+    @property
     def staged(self) -> bool:
         """Whether flash is read and written by way of DRAM; false where there is no DRAM beside the accelerator's."""
         return DRAM in self.pools
@@ -90,26 +92,29 @@ def find_tiers(hardware: Hardware, calibration: Calibration, usable: float) -> T
     machine, rank = hardware.machine, hardware.machine.ranks[0]
     if rank.device.kind == "cpu":
         raise MemroofError(f"offload needs an accelerator; {hardware.name} has CPUs alone")
-    found = {GPU: (hardware.memory,)}
+    found: dict[str, tuple[Store, ...]] = {GPU: (hardware.memory,)}
     for tier, names in ((DRAM, (DRAM,)), (NVME, FLASH)):
         stores = tuple(s for name in names for s in machine.tier(name) if s.name != hardware.memory.name)
         if stores:
             found[tier] = stores
     pools = {
-        tier: Pool(tier, stores, sum(store.capacity for store in stores) * usable) for tier, stores in found.items()
+        tier: Pool(tier, stores, sum(store.capacity for store in stores) * usable)
+        for tier, stores in found.items()
     }
     reserved = calibration.host.context_bytes or 0.0
     pools[GPU] = Pool(GPU, found[GPU], max(0.0, hardware.memory.capacity * usable - reserved))
     channels = {}
     for source, target in _neighbours(found):
-        channels[source, target] = _channel(machine, found[source], found[target], f"{source} to {target}", calibration)
+        channels[source, target] = _channel(
+            machine, found[source], found[target], f"{source} to {target}", calibration
+        )
     return Tiers(pools, channels, _host(machine, found.get(DRAM, ()), calibration))
 
 
 def _neighbours(found: Mapping[str, object]) -> list[tuple[str, str]]:
     """Flash talks to DRAM where there is any, else straight to the accelerator."""
     order = [tier for tier in (GPU, DRAM, NVME) if tier in found]
-    pairs = list(zip(order, order[1:], strict=False))
+    pairs = list(pairwise(order))
     return [*pairs, *((b, a) for a, b in pairs)]
 
 
@@ -153,7 +158,8 @@ def striped_links(routes: Sequence[Sequence[Edge]]) -> tuple[tuple[str, float], 
         alone = count == len(routes)
         groups.setdefault(edge.name if alone else re.sub(r"\d+", "*", edge.name), []).append(edge)
     return tuple(
-        (name, min(edge.bandwidth * len(routes) / load[edge] for edge in edges)) for name, edges in groups.items()
+        (name, min(edge.bandwidth * len(routes) / load[edge] for edge in edges))
+        for name, edges in groups.items()
     )
 
 

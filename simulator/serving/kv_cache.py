@@ -40,8 +40,8 @@ class PagedCache:
         groups = tuple(LayerGroup(width, window) for window, width in merged.items())
         room = max(0.0, room)
         if len(groups) == 1:
-            block = groups[0].token_bytes * block_size
-            room = float(np.floor(room / block)) * block
+            block_bytes = groups[0].token_bytes * block_size
+            room = float(np.floor(room / block_bytes)) * block_bytes
         return PagedCache(groups, block_size, room)
 
     def size(self, tokens: Numeric) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,19 @@ from simulator.strategy import Metric
 
 BACKLOG = 0.05
 """Share of the requests that may wait when the last one arrives before the queue is said to grow without bound."""
+
+LATENCIES = {
+    "time_to_first_token": "time to first token",
+    "time_per_output_token": "time per output token",
+    "end_to_end": "end-to-end time",
+    "queue_time": "time in the queue",
+}
+RATES = {
+    "output_throughput": "output tokens per second",
+    "total_throughput": "prompt and output tokens per second",
+    "request_throughput": "requests per second",
+    "output_throughput_per_gpu": "output tokens per second and GPU",
+}
 
 
 def latency_metrics(served: Served, prefill_error: float, run_error: float) -> dict[str, Metric]:
@@ -33,33 +46,49 @@ def latency_metrics(served: Served, prefill_error: float, run_error: float) -> d
     first = served.first_token - requests.arrival
     several = requests.output > 1
     gaps = (served.end - served.first_token)[several] / (requests.output[several] - 1)
-    metrics = _spread("time_to_first_token", "time to first token", first, prefill_error)
-    metrics |= _spread("time_per_output_token", "time per output token", gaps, run_error)
-    metrics |= _spread("end_to_end", "end-to-end time", served.end - requests.arrival, run_error)
-    metrics |= _spread("queue_time", "time in the queue", served.admitted - requests.arrival, run_error)
+    seconds = {
+        "time_to_first_token": (first, prefill_error),
+        "time_per_output_token": (gaps, run_error),
+        "end_to_end": (served.end - requests.arrival, run_error),
+        "queue_time": (served.admitted - requests.arrival, run_error),
+    }
+    metrics: dict[str, Metric] = {}
+    for key, label in LATENCIES.items():
+        metrics |= _spread(key, label, *seconds[key])
     return metrics
 
 
 def _spread(key: str, label: str, seconds: Floats, error: float) -> dict[str, Metric]:
     if not len(seconds):
         return {}
-    p50, p90, p99 = np.percentile(seconds, (50, 90, 99)).tolist()
-    values = {"mean": float(seconds.mean()), "p50": p50, "p90": p90, "p99": p99}
-    return {f"{key}_{k}": Metric(f"{label}, {k}", v, "seconds", error, "lower") for k, v in values.items()}
+    percentiles = np.percentile(seconds, (50, 90, 99)).tolist()
+    return _named(key, label, (float(seconds.mean()), *percentiles), error)
+
+
+def _named(key: str, label: str, values: Iterable[float], error: float = 0.0) -> dict[str, Metric]:
+    return {
+        f"{key}_{statistic}": Metric(f"{label}, {statistic}", value, "seconds", error, "lower")
+        for statistic, value in zip(("mean", "p50", "p90", "p99"), values, strict=True)
+    }
 
 
 def throughput_metrics(served: Served, replicas: int, gpus: int, error: float) -> dict[str, Metric]:
-    """Tokens and requests per second of all replicas from the first arrival to the last end; per GPU of ``gpus`` in all."""
+    """Tokens and requests per second from the first arrival to the last end, of all replicas and per GPU.
+
+    Where arrivals set the pace, slower iterations lengthen only what is left after the last of them: ``error``, the
+    relative standard error of iteration times, counts for this share of the run.
+    """
     requests, seconds = served.requests, duration(served)
+    if not saturated(served):
+        error *= (served.makespan - float(requests.arrival[-1])) / seconds
     output = replicas * float(requests.output.sum()) / seconds
-    total = replicas * float((requests.prompt + requests.output).sum()) / seconds
-    rates = {
-        "output_throughput": ("output tokens per second", output),
-        "total_throughput": ("prompt and output tokens per second", total),
-        "request_throughput": ("requests per second", replicas * len(requests) / seconds),
-        "output_throughput_per_gpu": ("output tokens per second and GPU", output / gpus),
+    values = {
+        "output_throughput": output,
+        "total_throughput": output + replicas * float(requests.prompt.sum()) / seconds,
+        "request_throughput": replicas * len(requests) / seconds,
+        "output_throughput_per_gpu": output / gpus,
     }
-    return {key: Metric(label, value, "1/s", error, "higher") for key, (label, value) in rates.items()}
+    return {key: Metric(label, values[key], "1/s", error, "higher") for key, label in RATES.items()}
 
 
 def state_metrics(served: Served, cache: PagedCache) -> dict[str, Metric]:
@@ -68,13 +97,25 @@ def state_metrics(served: Served, cache: PagedCache) -> dict[str, Metric]:
     batch = np.array(log.decoding) + np.array(log.prefilling)
     seconds = np.array(log.seconds)
     return {
-        "kv_capacity": Metric("KV cache capacity", float(cache.tokens), "tokens", 0.0, "higher"),
-        "kv_peak_occupancy": Metric("largest share of the KV cache in use", max(log.kv_bytes) / cache.capacity, "fraction"),
+        "kv_capacity": Metric("tokens that the KV cache holds", float(cache.tokens), "tokens", 0.0, "higher"),
+        "kv_peak_occupancy": Metric(
+            "largest share of the KV cache in use", max(log.kv_bytes) / cache.capacity, "fraction"
+        ),
         "largest_batch": Metric("largest batch", float(batch.max()), "count"),
         "mean_batch": Metric("mean batch while busy", float(batch @ seconds / seconds.sum()), "count"),
         "preemptions": Metric("preemptions", float(served.preemptions), "count", 0.0, "lower"),
-        "backlog": Metric("requests waiting when the last one arrives", float(backlog(served)), "count", 0.0, "lower"),
+        "backlog": Metric(
+            "requests waiting when the last one arrives", float(backlog(served)), "count", 0.0, "lower"
+        ),
     }
+
+
+def unserved_metrics() -> dict[str, Metric]:
+    """Throughput and latency of a replica that cannot run: it yields nothing, and a request waits without end."""
+    metrics = {key: Metric(label, 0.0, "1/s", 0.0, "higher") for key, label in RATES.items()}
+    for key, label in LATENCIES.items():
+        metrics |= _named(key, label, (np.inf,) * 4)
+    return metrics
 
 
 def duration(served: Served) -> float:
@@ -89,9 +130,7 @@ def backlog(served: Served) -> int:
 
 def saturated(served: Served) -> bool:
     """Whether arrivals outrun service: more wait at the last arrival than :data:`BACKLOG` of all, and than two."""
-    return served.requests.arrival[-1] > served.requests.arrival[0] and backlog(served) > max(
-        2.0, BACKLOG * len(served.requests)
-    )
+    return not served.requests.offline and backlog(served) > max(2.0, BACKLOG * len(served.requests))
 
 
 def tables(served: Served) -> dict[str, Mapping[str, Any]]:
@@ -101,4 +140,7 @@ def tables(served: Served) -> dict[str, Mapping[str, Any]]:
         "arrival": requests.arrival, "prompt": requests.prompt, "output": requests.output,
         "admitted": served.admitted, "first_token": served.first_token, "end": served.end,
     }  # fmt: skip
-    return {"requests": by_request, "iterations": {name: np.array(column) for name, column in vars(log).items()}}
+    return {
+        "requests": by_request,
+        "iterations": {name: np.array(column) for name, column in vars(log).items()},
+    }

@@ -21,8 +21,10 @@ class ReplicaPlan:
 
     Attributes
     ----------
-    tensor_parallel, replicas : int
-        GPUs of a replica, and equal replicas.
+    strategy : ServingStrategy
+        As asked for.
+    replicas : int
+        Equal replicas of ``strategy.tensor_parallel`` GPUs.
     requests : Requests
         What this replica is sent.
     policy : Policy
@@ -37,7 +39,7 @@ class ReplicaPlan:
         What is there besides the KV cache, by category [B].
     """
 
-    tensor_parallel: int
+    strategy: ServingStrategy
     replicas: int
     requests: Requests
     policy: Policy
@@ -45,6 +47,11 @@ class ReplicaPlan:
     cache: PagedCache
     usable: float
     resident: Mapping[str, float]
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all replicas."""
+        return self.replicas * self.strategy.tensor_parallel
 
     @property
     def needed(self) -> float:
@@ -87,7 +94,7 @@ def make_plan(setup: Setup) -> ReplicaPlan:
     }
     usable = float(hardware.memory.capacity * strategy.memory_utilization)
     cache = PagedCache.of(graph, strategy.block_size, usable - sum(resident.values()))
-    return ReplicaPlan(tensor, replicas, requests, policy, pricer, cache, usable, resident)
+    return ReplicaPlan(strategy, replicas, requests, policy, pricer, cache, usable, resident)
 
 
 def check(strategy: ServingStrategy, model: Model, hardware: Hardware) -> None:
@@ -101,9 +108,13 @@ def check(strategy: ServingStrategy, model: Model, hardware: Hardware) -> None:
     """
     tensor = strategy.tensor_parallel
     if model.family != "decoder":
-        raise MemroofError(f"{model.name} is an {model.family}: serving needs a model of family decoder, which generates")
+        raise MemroofError(
+            f"{model.name} is an {model.family}: serving needs a model of family decoder, which generates"
+        )
     if tensor > hardware.size:
-        raise MemroofError(f"tensor_parallel {tensor} needs as many GPUs; {hardware.name} has {hardware.size}")
+        raise MemroofError(
+            f"tensor_parallel {tensor} needs as many GPUs; {hardware.name} has {hardware.size}"
+        )
     if not heads_allow(model, tensor):
         heads = f"{model.num_attention_heads} attention heads and {model.kv_heads} KV heads"
         raise MemroofError(f"tensor_parallel {tensor} does not divide the {heads} of {model.name}")

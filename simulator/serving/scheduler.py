@@ -217,8 +217,10 @@ class _Replica:
             self._start_prefill(pieces)
         elif self.decoding:
             self._start_decode()
-        elif self.arrived < len(self.arrivals):
-            self.simulation.at(self.arrivals[self.arrived], self._wake)
+        else:
+            self._hold()
+            if self.arrived < len(self.arrivals):
+                self.simulation.at(self.arrivals[self.arrived], self._wake)
 
     # --- what the next iteration holds ---
 
@@ -239,7 +241,11 @@ class _Replica:
                 return pieces
             pieces.append((request, piece))
             budget -= piece
-        while not policy.static and self.waiting and len(self.decoding) + len(self.prefilling) < policy.max_batch:
+        while (
+            not policy.static
+            and self.waiting
+            and len(self.decoding) + len(self.prefilling) < policy.max_batch
+        ):
             request = self.waiting[0]
             piece = self._piece(request, budget)
             if not piece or not self._admit(request):
@@ -275,7 +281,9 @@ class _Replica:
 
     def _admit_batch(self) -> None:
         """Fill a static batch; each slot reserves its prompt and the batch's longest output."""
-        head = np.array([self.waiting[i] for i in range(min(len(self.waiting), self.policy.max_batch))], np.int64)
+        head = np.array(
+            [self.waiting[i] for i in range(min(len(self.waiting), self.policy.max_batch))], np.int64
+        )
         most = len(head)
         sizes = np.zeros(0)
         while most:
@@ -328,6 +336,9 @@ class _Replica:
     def _release(self, requests: list[int]) -> None:
         self.used -= float(self.held[requests].sum())
         self.held[requests] = 0.0
+
+    def _hold(self) -> None:
+        self.simulation.resize(self.buffer, self.used)
 
     # --- iterations ---
 
@@ -392,7 +403,9 @@ class _Replica:
         done = self.produced[self.decoding] >= self.requests.output[self.decoding]
         if done.any() and (not self.policy.static or (done.all() and not self.prefilling)):
             finished = [request for request, over in zip(self.decoding, done.tolist(), strict=True) if over]
-            self.decoding = [request for request, over in zip(self.decoding, done.tolist(), strict=True) if not over]
+            self.decoding = [
+                request for request, over in zip(self.decoding, done.tolist(), strict=True) if not over
+            ]
             self.end[finished] = self.simulation.now
             self._release(finished)
         self._wake()
@@ -409,5 +422,5 @@ class _Replica:
         log.kv_bytes.append(self.used)
 
     def _submit(self, seconds: float, tag: str, name: str, end: Callable[[int], None]) -> None:
-        self.simulation.resize(self.buffer, max(0.0, self.used))
+        self._hold()
         self.simulation.compute(self.stream, seconds, tag=tag, name=name, on_end=end)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from simulator.cost import peak_flops, relative_error
-from simulator.serving.metrics import duration, latency_metrics, saturated, state_metrics, tables, throughput_metrics
+from simulator.serving.metrics import (
+    duration,
+    latency_metrics,
+    saturated,
+    state_metrics,
+    tables,
+    throughput_metrics,
+    unserved_metrics,
+)
 from simulator.serving.plan import ReplicaPlan, make_plan
 from simulator.serving.scheduler import Served, serve
 from simulator.serving.step_time import Account
-from simulator.specs import ServingScenario
+from simulator.serving.workload import Requests
 from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup
 
 SOURCES = (
@@ -33,7 +41,7 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     Outcome
         Headline ``output_throughput`` where all requests are there from the start, else ``time_per_output_token_p50``
         (``end_to_end_p50`` where nothing has a second token). If weights or the longest request do not fit, nothing is
-        run: throughput 0, and the memory says what is missing.
+        run: throughput is 0, latencies are infinite, and the memory says what is missing.
 
     Raises
     ------
@@ -50,39 +58,41 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     )  # fmt: skip
     account = plan.pricer.account(served.account)
     metrics = _metrics(setup, plan, served, account)
-    headline = "output_throughput" if _offline(served) else "time_per_output_token_p50"
-    if headline not in metrics:
-        headline = "end_to_end_p50"
     total = duration(served)
     bottlenecks: dict[Bottleneck, float] = dict(account.by_bottleneck)
     bottlenecks["waiting"] = max(0.0, total - account.seconds)
     return Outcome(
-        headline, metrics, (_memory(setup, plan, served),), account.by_class, bottlenecks, total,
-        _assumptions(setup, plan, served), SOURCES, served.timeline, plan.replicas * plan.tensor_parallel,
+        _headline(plan.requests), metrics, (_memory(setup, plan, served),), account.by_class, bottlenecks, total,
+        _assumptions(setup, plan, served), SOURCES, served.timeline, plan.gpus,
         min(1.0, account.seconds / total), tables(served),
     )  # fmt: skip
 
 
-def _offline(served: Served) -> bool:
-    return bool(served.requests.arrival[-1] == served.requests.arrival[0])
+def _headline(requests: Requests) -> str:
+    if requests.offline:
+        return "output_throughput"
+    return "time_per_output_token_p50" if (requests.output > 1).any() else "end_to_end_p50"
 
 
 def _metrics(setup: Setup, plan: ReplicaPlan, served: Served, account: Account) -> dict[str, Metric]:
     errors = setup.cost.calibration.error
     run = float(relative_error(account.by_class, errors))
     prefill = float(relative_error(plan.pricer.account(served.prefill_account).by_class, errors))
-    replicas, gpus = plan.replicas, plan.replicas * plan.tensor_parallel
-    metrics = throughput_metrics(served, replicas, gpus, run) | latency_metrics(served, prefill, run)
+    metrics = throughput_metrics(served, plan.replicas, plan.gpus, run) | latency_metrics(
+        served, prefill, run
+    )
     metrics |= state_metrics(served, plan.cache)
-    peak = peak_flops(setup.cost.device, plan.pricer.numerics.compute)
-    bandwidth = setup.hardware.memory.read.bandwidth
-    metrics["mfu"] = Metric("model FLOPs utilisation while busy", account.flops / account.seconds / peak, "fraction", run, "higher")  # fmt: skip
-    metrics["mbu"] = Metric("memory bandwidth utilisation while busy", account.traffic / account.seconds / bandwidth, "fraction", run, "higher")  # fmt: skip
-    if not _offline(served):
+    flops = account.flops / account.seconds / peak_flops(setup.cost.device, plan.pricer.numerics.compute)
+    traffic = account.traffic / account.seconds / setup.hardware.memory.read.bandwidth
+    metrics["mfu"] = Metric("model FLOPs utilisation while busy", flops, "fraction", run, "higher")
+    metrics["mbu"] = Metric("memory bandwidth utilisation while busy", traffic, "fraction", run, "higher")
+    if not served.requests.offline:
         arrival = served.requests.arrival
-        offered = replicas * (len(arrival) - 1) / float(arrival[-1] - arrival[0])
+        offered = plan.replicas * (len(arrival) - 1) / float(arrival[-1] - arrival[0])
         metrics["offered_request_rate"] = Metric("requests offered per second", offered, "1/s")
-        metrics["saturated"] = Metric("queue grows without bound (1: yes)", float(saturated(served)), "count", 0.0, "lower")
+        metrics["saturated"] = Metric(
+            "queue grows without bound (1: yes)", float(saturated(served)), "count", 0.0, "lower"
+        )
     return metrics
 
 
@@ -98,34 +108,45 @@ def _unfit(setup: Setup, plan: ReplicaPlan) -> Outcome:
     longest = plan.requests.longest
     held = {**plan.resident, "kv cache": float(plan.cache.size(longest))}
     names = {"kv cache": f"kv cache of the longest request, {longest} tokens"}
-    largest = sorted((Holding(names.get(name, name), size) for name, size in held.items()), key=lambda h: -h.size)
+    largest = sorted(
+        (Holding(names.get(name, name), size) for name, size in held.items()), key=lambda h: -h.size
+    )
     memory = MemoryUse(store.name, store.tier, plan.usable, plan.needed, 0.0, held, tuple(largest))
-    metrics = {
-        "output_throughput": Metric("output tokens per second", 0.0, "1/s", 0.0, "higher"),
-        "kv_capacity": Metric("KV cache capacity", float(plan.cache.tokens), "tokens", 0.0, "higher"),
-    }
-    notes = ("nothing was run: weights, workspace and the cache of the longest request exceed the memory that may be used",)
-    devices = plan.replicas * plan.tensor_parallel
-    return Outcome("output_throughput", metrics, (memory,), {}, {}, 0.0, notes, SOURCES, None, devices, 0.0)
+    metrics = unserved_metrics()
+    metrics["kv_capacity"] = Metric("tokens that the KV cache holds", float(plan.cache.tokens), "tokens", 0.0, "higher")
+    notes = (
+        "nothing was run: weights, workspace and the cache of the longest request exceed the memory that may be used",
+    )
+    headline = _headline(plan.requests)
+    return Outcome(headline, metrics, (memory,), {}, {}, 0.0, notes, SOURCES, None, plan.gpus, 0.0)
 
 
 def _assumptions(setup: Setup, plan: ReplicaPlan, served: Served) -> tuple[str, ...]:
-    scenario, calibration = setup.scenario, setup.cost.calibration
-    strategy = scenario.strategy
-    lines = [f"constants of {calibration.name}, clocks at boost"]
-    if isinstance(scenario, ServingScenario) and saturated(served):
-        lines.insert(0, "saturated: requests arrive faster than they are served, so the queue and the time to first token grow with the length of the run")  # fmt: skip
+    strategy = plan.strategy
+    lines = [f"constants of {setup.cost.calibration.name}, clocks at boost"]
+    if saturated(served):
+        lines.insert(
+            0,
+            "saturated: requests arrive faster than they are served, so the queue and the time to first token grow "
+            "with the length of the run",
+        )
     arrival = served.requests.arrival
-    if not _offline(served) and served.makespan - arrival[-1] > 0.25 * (arrival[-1] - arrival[0]):
-        lines.append("the run is short against the time of one request: more requests would come nearer to a steady state")
+    if not served.requests.offline and served.makespan - arrival[-1] > 0.25 * (arrival[-1] - arrival[0]):
+        lines.append(
+            "the run is short against the time of one request: more requests would come nearer to a steady state"
+        )
     if plan.replicas > 1:
-        lines.append(f"{plan.replicas} equal replicas take requests in turn; one is simulated with every {plan.replicas}th request")
+        lines.append(
+            f"{plan.replicas} equal replicas take requests in turn; one is simulated with every {plan.replicas}th request"
+        )
     if plan.pricer.host > 0.0:
         lines.append(f"host time of {plan.pricer.host * 1e3:.3g} ms an iteration is not hidden")
     if setup.model.moe:
         lines.append("tokens are routed to experts uniformly")
     if strategy.weight_precision not in (None, strategy.precision):
-        lines.append(f"all weights, embeddings among them, are stored in {strategy.weight_precision} and widened without cost")
+        lines.append(
+            f"all weights, embeddings among them, are stored in {strategy.weight_precision} and widened without cost"
+        )
     if strategy.batching == "static":
         lines.append("a finished request keeps its slot, and is returned, until its batch ends")
     lines.append("intervals hold for the times of iterations; how a queue amplifies them is not in them")

@@ -110,10 +110,14 @@ class StepPricer:
         fixed = self._fixed(int(new.sum()) + batch, sampled, int(keys.sum()), batch)
         for attention, count in self._prefill_attention.items():
             work = _together(attention, new, keys)
-            _charge_scalar(fixed, self.cost.price(work), work, count)
-        if batch:
-            for part, values in self._decode_steps(contexts, 1):
-                fixed[part] += values[0]
+            _charge_one(fixed, self.cost.price(work), count)
+            fixed[FLOPS] += work.flops * count
+            fixed[TRAFFIC] += work.bytes * count
+        for attention, count in self._decode_attention.items() if batch else ():
+            seen = float(np.minimum(contexts + 1, attention.window).mean())
+            _charge_one(fixed, self.cost.price(_sized(attention, batch, 1, seen)), count)
+            for place, offset, slope in self._decode_slopes[attention]:
+                fixed[place] += (batch * count) * (offset + slope * seen)
         return Steps(np.array([fixed[:FLOPS].sum()]), fixed)
 
     def account(self, vector: Floats) -> Account:
@@ -129,7 +133,9 @@ class StepPricer:
             ("compute", kernels[0]), ("memory", kernels[1]), (link, kernels[2]), ("latency", kernels[3]),
             ("host", float(table[host].sum())),
         ]  # fmt: skip
-        return Account(by_class, {n: s for n, s in named if s > 0.0}, float(vector[FLOPS]), float(vector[TRAFFIC]))
+        return Account(
+            by_class, {n: s for n, s in named if s > 0.0}, float(vector[FLOPS]), float(vector[TRAFFIC])
+        )
 
     def graph(self) -> ModelGraph:
         """The graph of one rank for one token."""
@@ -212,7 +218,8 @@ class _Table:
             if not page:
                 table[0] = 0.0
             self._pages[page] = table
-        return self._pages[page][row]
+        prices: Floats = self._pages[page][row]
+        return prices
 
 
 def _names(graph: ModelGraph) -> set[str]:
@@ -255,11 +262,9 @@ def _slopes(attention: Attention) -> tuple[tuple[int, float, float], ...]:
     return tuple((place, 2.0 * first - second, second - first) for place, first, second in points)
 
 
-def _charge_scalar(account: Floats, cost: Cost, work: Attention, count: int) -> None:
+def _charge_one(account: Floats, cost: Cost, count: int) -> None:
     parts = (cost.compute, cost.memory, cost.link, cost.latency)
     account[_place(cost) + parts.index(max(parts))] += cost.time * count
-    account[FLOPS] += work.flops * count
-    account[TRAFFIC] += work.bytes * count
 
 
 def _charge_page(table: Floats, cost: Cost, flops: Numeric, traffic: Numeric, count: int) -> None:

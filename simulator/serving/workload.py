@@ -39,6 +39,11 @@ class Requests:
         """Most tokens that one request keeps in the cache: the last one generated is never read [tokens]."""
         return int((self.prompt + self.output).max()) - 1
 
+    @property
+    def offline(self) -> bool:
+        """Whether all are there from the start."""
+        return bool(self.arrival[-1] == self.arrival[0])
+
     def share(self, replicas: int) -> Requests:
         """Return what the first of equal replicas gets from a router that goes round: every ``replicas``-th request."""
         return Requests(self.arrival[::replicas], self.prompt[::replicas], self.output[::replicas])
@@ -96,4 +101,5 @@ def draw_lengths(lengths: Lengths, count: int, generator: np.random.Generator) -
         # a mean of 256 without spread comes back as 256.00000000000006, which is not 257 tokens
         drawn = np.ceil(generator.lognormal(center, lengths.sigma, count) * (1.0 - 1e-12))
     longest = np.inf if lengths.maximum is None else lengths.maximum
-    return np.minimum(np.broadcast_to(drawn, count), longest).astype(np.int64)
+    tokens: Integers = np.minimum(np.broadcast_to(drawn, count), longest).astype(np.int64)
+    return tokens

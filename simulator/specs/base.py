@@ -19,7 +19,11 @@ class Spec(BaseModel):
     """Base of everything that is read from YAML: frozen, unknown keys refused, no NaN or infinity."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
 
@@ -87,7 +91,11 @@ class _Quantity:
             raise PydanticCustomError("quantity", "{message}", {"message": message}) from None
 
     def _like(self) -> str:
-        return f" like '{units.DIMENSIONS[self.dimension].example}'" if self.dimension in units.DIMENSIONS else ""
+        return (
+            f" like '{units.DIMENSIONS[self.dimension].example}'"
+            if self.dimension in units.DIMENSIONS
+            else ""
+        )
 
     def _sourced(self, value: dict[str, Any]) -> Figure:
         for key in value:

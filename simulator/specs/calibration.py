@@ -18,6 +18,7 @@ OperatorClass = Literal[
 ]
 OPERATOR_CLASSES: tuple[OperatorClass, ...] = get_args(OperatorClass)
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class MatmulConstants(Spec):
@@ -37,7 +38,7 @@ class MatmulConstants(Spec):
     fill: Number | None = None
     """Share of the units that must be busy to saturate the memory."""
     grouped_efficiency: Number | None = None
-    """Further factor on the peak of grouped (MoE) products: uneven groups, gathered rows, few tuned kernels."""
+    """Further factor on the peak of grouped (MoE) products: uneven groups, gathered rows."""
 
 
 class AttentionConstants(Spec):
@@ -106,6 +107,8 @@ class CollectiveConstants(Spec):
     """Further latency of the protocol of full bandwidth (NCCL's Simple), twice where the switch reduces."""
     low_latency_share: Number | None = None
     """Share of the sustained bandwidth of the protocol without the handshake (NCCL's LL and LL128)."""
+    occupancy: Share | None = None
+    """Share of the units that a collective's kernels take from a product that runs beside it."""
 
 
 class TransferConstants(Spec):
@@ -128,6 +131,8 @@ class HostConstants(Spec):
     """Serving iteration: scheduling, sampling and de-tokenising that are not hidden."""
     context_bytes: Number | None = None
     """Device memory taken by driver context, communication library and workspaces, bytes."""
+    sustained_clock: Fraction | None = None
+    """Clock of the matrix units after minutes of load (power and heat), over that of a benchmark of some milliseconds."""
 
 
 class Calibration(Spec):

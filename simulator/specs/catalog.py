@@ -81,7 +81,9 @@ class Catalog:
             return "scenario", key
         names = [name for name in self.names(kind) if rest.startswith(name + ".")]
         if not names:
-            raise SpecError([Problem(f"--set {key}", 0, 0, "", unknown(kind, rest.split(".")[0], self.names(kind)))])
+            raise SpecError(
+                [Problem(f"--set {key}", 0, 0, "", unknown(kind, rest.split(".")[0], self.names(kind)))]
+            )
         name = max(names, key=len)
         return f"{kind}:{name}", rest[len(name) + 1 :]
 
@@ -93,7 +95,9 @@ class Catalog:
             for root in self.roots:
                 base = root / folder
                 for file in sorted(base.rglob("*.yaml")) if base.is_dir() else ():
-                    name = file.relative_to(base).with_suffix("").as_posix() if kind == "scenario" else file.stem
+                    name = (
+                        file.relative_to(base).with_suffix("").as_posix() if kind == "scenario" else file.stem
+                    )
                     found.setdefault(name, file)
             table[kind] = found
         return table
@@ -124,7 +128,9 @@ class Catalog:
         """Return a device that computes; raises :class:`MemroofError` for one that only stores."""
         found = self.device(name)
         if not isinstance(found, Processor):
-            raise MemroofError(f"device {name!r} only stores ({found.kind}); a GPU, TPU, NPU or CPU is needed here")
+            raise MemroofError(
+                f"device {name!r} only stores ({found.kind}); a GPU, TPU, NPU or CPU is needed here"
+            )
         return found
 
     def link(self, name: str) -> LinkType:
@@ -165,7 +171,9 @@ class Catalog:
             if name in self._files["calibration"]
         ]
         if not layers:
-            raise MemroofError(f"no calibration for kind {device.kind!r}; add hardware_specs/calibration/{device.kind}.yaml")
+            raise MemroofError(
+                f"no calibration for kind {device.kind!r}; add hardware_specs/calibration/{device.kind}.yaml"
+            )
         return merge_calibration(layers)
 
     def scenario(self, name: str) -> Scenario:
@@ -178,7 +186,9 @@ class Catalog:
         if not isinstance(kind, str) or kind not in SCENARIO_KINDS:
             found = "missing" if kind is None else f"found {kind!r}"
             hint = did_you_mean(str(kind), SCENARIO_KINDS) if kind else ""
-            raise SpecError([document.problem(("kind",), f"{found}, expected one of training, serving, offload{hint}")])
+            raise SpecError(
+                [document.problem(("kind",), f"{found}, expected one of training, serving, offload{hint}")]
+            )
         scenario: Scenario = validate(document, SCENARIO_KINDS[kind])
         if not scenario.name:
             scenario = scenario.model_copy(update={"name": Path(document.file).stem})
@@ -201,13 +211,17 @@ class Catalog:
         if choice.cluster is not None:
             cluster = self.cluster(choice.cluster)
             if len({group.node for group in cluster.groups}) > 1:
-                raise MemroofError(f"cluster {cluster.name!r} mixes nodes; strategies for mixed nodes are not there yet")
+                raise MemroofError(
+                    f"cluster {cluster.name!r} mixes nodes; strategies for mixed nodes are not there yet"
+                )
             machine = self.machine(cluster.groups[0].node)
             count = choice.nodes or sum(group.count for group in cluster.groups)
             return Hardware(cluster.name, machine, count, self._network(cluster.network))
         if choice.node is not None and choice.node in self._files["node"]:
             node = self.node(choice.node)
-            return Hardware(node.name, self.machine(node.name), choice.nodes or 1, self._network(node.network))
+            return Hardware(
+                node.name, self.machine(node.name), choice.nodes or 1, self._network(node.network)
+            )
         name = choice.device or choice.node or ""
         if name in self._files["cluster"]:
             return self.hardware(HardwareChoice(cluster=name, nodes=choice.nodes))
@@ -229,12 +243,20 @@ class Catalog:
             components["switch"] = {"switch": True}
             wires.append({"between": ("gpu", "switch"), "link": fabric})
         node = Node.model_validate(
-            {"kind": "node", "name": device.name, "source": device.source, "components": components, "wires": wires}
+            {
+                "kind": "node",
+                "name": device.name,
+                "source": device.source,
+                "components": components,
+                "wires": wires,
+            }
         )
         machine = build_machine(node, self.device, self.link)
         price = device.price.model_copy(update={k: v * count for k, v in device.price if v is not None})
         engines: tuple[Engine, ...] = machine.engines
-        return Hardware(device.name, Machine(node.name, engines, machine.stores, machine.links, "gpu", node, price), 1, ())
+        return Hardware(
+            device.name, Machine(node.name, engines, machine.stores, machine.links, "gpu", node, price), 1, ()
+        )
 
     def _fabric(self, device: Processor, count: int) -> str | None:
         """What joins that many bare devices: their fabric, or the host link where a bridge joins only pairs."""
@@ -264,7 +286,9 @@ class Catalog:
             found = self._cache[key] = validate(document, schema)
             declared = getattr(found, "name", name)
             if declared != self.file(kind, name).stem:
-                raise SpecError([document.problem(("name",), f"found {declared!r}, expected the file's name {name!r}")])
+                raise SpecError(
+                    [document.problem(("name",), f"found {declared!r}, expected the file's name {name!r}")]
+                )
         if not isinstance(found, schema):
             raise MemroofError(f"{kind} {name!r} is a {type(found).__name__}, not a {schema.__name__}")
         return found
@@ -279,16 +303,25 @@ class Catalog:
         faults: list[tuple[tuple[str | int, ...], str]] = []
         for name, part in node.components.items():
             if part.device and part.device not in self._files["device"]:
-                faults.append((("components", name, "device"), unknown("device", part.device, self.names("device"))))
+                faults.append(
+                    (("components", name, "device"), unknown("device", part.device, self.names("device")))
+                )
         for index, wire in enumerate(node.wires):
             counts = []
             for end, name in enumerate(wire.between):
                 if name not in node.components:
-                    faults.append((("wires", index, "between", end), unknown("component", name, node.components)))
+                    faults.append(
+                        (("wires", index, "between", end), unknown("component", name, node.components))
+                    )
                 else:
                     counts.append(node.components[name].count)
             if len(counts) == 2 and max(counts) % min(counts):
-                faults.append((("wires", index, "between"), f"{counts[0]} parts cannot be spread evenly over {counts[1]}"))
+                faults.append(
+                    (
+                        ("wires", index, "between"),
+                        f"{counts[0]} parts cannot be spread evenly over {counts[1]}",
+                    )
+                )
             if wire.link not in self._files["link"]:
                 faults.append((("wires", index, "link"), unknown("link", wire.link, self.names("link"))))
         return faults + self._network_faults(node.network)

@@ -12,7 +12,19 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from simulator.specs.base import ByteRate, Bytes, DollarRate, Dollars, FlopRate, Hertz, Number, Rate, Seconds, Spec, Watts
+from simulator.specs.base import (
+    ByteRate,
+    Bytes,
+    DollarRate,
+    Dollars,
+    FlopRate,
+    Hertz,
+    Number,
+    Rate,
+    Seconds,
+    Spec,
+    Watts,
+)
 
 NumberFormat = Literal["fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "fp6", "fp4", "int8", "int4"]
 Count = Annotated[int, Field(ge=1)]
@@ -92,7 +104,9 @@ class Processor(Spec):
     @model_validator(mode="after")
     def _formats_exist(self) -> Processor:
         if self.kind != "cpu" and not self.memory:
-            raise PydanticCustomError("hardware", "memory: a processor that is no CPU needs at least one memory")
+            raise PydanticCustomError(
+                "hardware", "memory: a processor that is no CPU needs at least one memory"
+            )
         return self
 
 

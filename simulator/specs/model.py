@@ -129,14 +129,20 @@ class Model(Spec):
     def _consistent(self) -> Model:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if kv_heads is not None and heads % kv_heads:
-            raise _fault(f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})")
+            raise _fault(
+                f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})"
+            )
         if self.head_dim is None and self.mla is None and self.hidden_size % heads:
-            raise _fault(f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads ({heads}), or give head_dim")
+            raise _fault(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads ({heads}), or give head_dim"
+            )
         if (self.family == "encoder-decoder") != (self.num_encoder_layers > 0):
             raise _fault("num_encoder_layers belongs to family encoder-decoder, and only there")
         moe = self.moe
         if moe and moe.num_experts_per_tok > moe.num_experts:
-            raise _fault(f"moe.num_experts_per_tok ({moe.num_experts_per_tok}) exceeds moe.num_experts ({moe.num_experts})")
+            raise _fault(
+                f"moe.num_experts_per_tok ({moe.num_experts_per_tok}) exceeds moe.num_experts ({moe.num_experts})"
+            )
         return self
 
     @property

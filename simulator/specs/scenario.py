@@ -40,7 +40,9 @@ class HardwareChoice(Spec):
         if len(named) != 1:
             raise PydanticCustomError("scenario", "needs one of 'device', 'node' or 'cluster'")
         if self.count and not self.device:
-            raise PydanticCustomError("scenario", "'count' belongs to 'device'; use 'nodes' for a node or cluster")
+            raise PydanticCustomError(
+                "scenario", "'count' belongs to 'device'; use 'nodes' for a node or cluster"
+            )
         return self
 
 
@@ -102,7 +104,7 @@ class TrainingStrategy(Spec):
     gradient_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Format in which gradients are accumulated and reduced."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    zero_stage: Literal[0, 1] = 0
+    zero_stage: Annotated[int, Field(ge=0, le=1)] = 0
     overlap_gradient_reduction: bool = False
     """Gradient buckets are reduced while the backward pass goes on."""
     optimize_pipeline_transfer: bool = True
@@ -174,7 +176,9 @@ class ServingWorkload(Spec):
             raise PydanticCustomError("scenario", "Poisson arrivals need a 'rate' such as '5 req/s'")
         if self.arrival == "list":
             if not self.list:
-                raise PydanticCustomError("scenario", "arrival 'list' needs a 'list' of {arrival, prompt, output}")
+                raise PydanticCustomError(
+                    "scenario", "arrival 'list' needs a 'list' of {arrival, prompt, output}"
+                )
         elif self.prompt is None or self.output is None:
             raise PydanticCustomError("scenario", "needs the lengths 'prompt' and 'output'")
         return self

@@ -91,13 +91,20 @@ class _Lowering:
             self.out.memories.append(program.memory(f"stage {index} HBM", stage.capacity))
             for category, size in stage.resident.items():
                 program.allocate(self.out.memories[index], size, category, name=category)
-        self.next = [self._link(f"stage {i} to {(i + 1) % count}, activations", s.boundary) for i, s in enumerate(stages)]
-        self.back = [self._link(f"stage {(i + 1) % count} to {i}, gradients", s.boundary) for i, s in enumerate(stages)]
+        self.next = [
+            self._link(f"stage {i} to {(i + 1) % count}, activations", s.boundary)
+            for i, s in enumerate(stages)
+        ]
+        self.back = [
+            self._link(f"stage {(i + 1) % count} to {i}, gradients", s.boundary) for i, s in enumerate(stages)
+        ]
         self.reduce = [
             program.link(f"stage {i} data-parallel", stage.reduction[0].bandwidth) if stage.reduction else -1
             for i, stage in enumerate(stages)
         ]
-        self.reducing = [program.stream(f"stage {i} reduction") if s.reduction else -1 for i, s in enumerate(stages)]
+        self.reducing = [
+            program.stream(f"stage {i} reduction") if s.reduction else -1 for i, s in enumerate(stages)
+        ]
         self.arrived: dict[tuple[str, int, int], int] = {}
         self.forward_task: dict[tuple[int, int], int] = {}
         self.reductions: list[list[int]] = [[] for _ in stages]
@@ -143,7 +150,9 @@ class _Lowering:
         after = [self.arrived.pop(key)] if key in self.arrived else []
         label = f"{order.direction} {order.micro_batch}" + (f".{order.chunk}" if len(work.chunks) > 1 else "")
         if order.direction == "forward":
-            first, last = self._run(stage, label, chunk.forward, float(chunk.forward_time.time), after, "forward")
+            first, last = self._run(
+                stage, label, chunk.forward, float(chunk.forward_time.time), after, "forward"
+            )
             self.forward_task[(place, order.micro_batch)] = first
         else:
             first, last = self._backward(stage, label, chunk, after, order)
@@ -152,7 +161,13 @@ class _Lowering:
         return self._send(stage, order, place, last)
 
     def _run(
-        self, stage: int, label: str, operators: Sequence[OperatorPass], time: float, after: list[int], tag: str
+        self,
+        stage: int,
+        label: str,
+        operators: Sequence[OperatorPass],
+        time: float,
+        after: list[int],
+        tag: str,
     ) -> tuple[int, int]:
         stream = self.out.streams[stage]
         if not self.detail:
@@ -161,7 +176,9 @@ class _Lowering:
         tasks = []
         for operator in operators:
             name = f"{label} {operator.name}"
-            tasks.append(self.program.compute(stream, float(operator.breakdown.time), after=after, tag=tag, name=name))
+            tasks.append(
+                self.program.compute(stream, float(operator.breakdown.time), after=after, tag=tag, name=name)
+            )
             after = []
         return tasks[0], tasks[-1]
 
@@ -176,7 +193,11 @@ class _Lowering:
         share = 1.0 / sum(len(c.layer_backward) for c in work.chunks)
         for index, layer in enumerate(chunk.layer_backward):
             task = self.program.compute(
-                self.out.streams[stage], float(layer.time), after=after, tag="backward", name=f"{label} layer {index}"
+                self.out.streams[stage],
+                float(layer.time),
+                after=after,
+                tag="backward",
+                name=f"{label} layer {index}",
             )
             tasks.append(task)
             after = []
@@ -191,12 +212,16 @@ class _Lowering:
         )  # fmt: skip
         self.reductions[stage].append(task)
 
-    def _memory(self, stage: int, chunk: ChunkPass, forward: int, backward: int, end: int, label: str) -> None:
+    def _memory(
+        self, stage: int, chunk: ChunkPass, forward: int, backward: int, end: int, label: str
+    ) -> None:
         memory = self.out.memories[stage]
         name = label.replace("backward", "activations")
         self.program.allocate(memory, chunk.saved, "activations", at=forward, until=[end], name=name)
         if chunk.working:
-            self.program.allocate(memory, chunk.working, "recomputation", at=backward, until=[end], name="one layer again")
+            self.program.allocate(
+                memory, chunk.working, "recomputation", at=backward, until=[end], name="one layer again"
+            )
 
     def _send(self, stage: int, order: Order, place: int, task: int) -> int | None:
         """Pass the result on to the stage that needs it; returns that stage."""
@@ -210,7 +235,8 @@ class _Lowering:
         if message is not None and neighbour != stage:
             task = self.program.transfer(
                 [self.next[sender] if forward else self.back[sender]], message.size, after=[task],
-                latency=message.latency, max_rate=message.rate, tag="stage boundary", name=f"{order.direction} {order.micro_batch}",
+                latency=message.latency, max_rate=message.rate, tag="stage boundary",
+                name=f"{order.direction} {order.micro_batch}",
             )  # fmt: skip
         self.arrived[(order.direction, target, order.micro_batch)] = task
         return neighbour
@@ -225,7 +251,11 @@ class _Lowering:
                 for message in work.reduction:
                     self._reduce(stage, message, 1.0, last)
             step = program.compute(
-                self.out.streams[stage], work.optimizer, after=self.reductions[stage], tag="optimizer", name="optimizer"
+                self.out.streams[stage],
+                work.optimizer,
+                after=self.reductions[stage],
+                tag="optimizer",
+                name="optimizer",
             )
             self.out.optimizer.append(step)
             if work.gather is not None:

@@ -40,7 +40,11 @@ def bytes_per_parameter(strategy: TrainingStrategy) -> tuple[float, float, float
 
 
 def model_states(
-    strategy: TrainingStrategy, parameters: Numeric, data_parallel: int, expert_parameters: Numeric = 0, expert: int = 1
+    strategy: TrainingStrategy,
+    parameters: Numeric,
+    data_parallel: int,
+    expert_parameters: Numeric = 0,
+    expert: int = 1,
 ) -> ModelStates:
     """Return the bytes of weights, gradients and optimizer states of one rank.
 
@@ -58,11 +62,15 @@ def model_states(
     shards = data_parallel if strategy.zero_stage >= 1 else 1
     expert_shards = max(1, data_parallel // expert) if strategy.zero_stage >= 1 else 1
     return ModelStates(
-        parameters * weight, parameters * gradient, (dense / shards + expert_parameters / expert_shards) * state
+        parameters * weight,
+        parameters * gradient,
+        (dense / shards + expert_parameters / expert_shards) * state,
     )
 
 
-def graph_parameters(graph: ModelGraph, layers: tuple[int, ...], *, embedding: bool, head: bool) -> tuple[float, float]:
+def graph_parameters(
+    graph: ModelGraph, layers: tuple[int, ...], *, embedding: bool, head: bool
+) -> tuple[float, float]:
     """Return (all, expert) parameters of the given layers on one rank, with embedding and head where they are."""
     blocks = [graph.blocks[graph.layers[layer]] for layer in layers]
     blocks += [graph.embedding] if embedding else []

@@ -49,7 +49,9 @@ class _BlockPass:
 class PassPricer:
     """Prices the passes of model chunks; equal blocks are priced once."""
 
-    def __init__(self, graph: ModelGraph, cost: CostModel, spans: Mapping[Axis, Span], recompute: Recompute) -> None:
+    def __init__(
+        self, graph: ModelGraph, cost: CostModel, spans: Mapping[Axis, Span], recompute: Recompute
+    ) -> None:
         self._graph, self._cost, self._spans, self._recompute = graph, cost, spans, recompute
         self._blocks: dict[tuple[int, Recompute], _BlockPass] = {}
 
@@ -93,7 +95,12 @@ class PassPricer:
         saved = float(block.saved_bytes(recompute))
         working = max(0.0, float(block.saved_bytes("none")) - saved) if again else 0.0
         return _BlockPass(
-            forward, ordered, _sum([op.breakdown for op in forward]), _sum([op.breakdown for op in ordered]), saved, working
+            forward,
+            ordered,
+            _sum([op.breakdown for op in forward]),
+            _sum([op.breakdown for op in ordered]),
+            saved,
+            working,
         )
 
 

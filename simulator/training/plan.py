@@ -70,16 +70,20 @@ def make_plan(scenario: TrainingScenario, model: Model, hardware: Hardware) -> P
     if faults:
         raise MemroofError("\n".join(faults))
     chunks = strategy.virtual_stages
+    stored = strategy.precision if strategy.precision in ("fp32", "tf32") else "bf16"
     return Plan(
         tp, pp, data, strategy.expert_parallel, chunks, strategy.micro_batch,
         workload.global_batch // (data * strategy.micro_batch), workload.sequence,
         split_layers(_layer_count(model), pp * chunks),
-        Partition(tp, strategy.expert_parallel, strategy.sequence_parallel), Numerics.of(strategy.precision, strategy.precision if strategy.precision in ("fp32", "tf32") else "bf16", gradients=strategy.gradient_precision),
+        Partition(tp, strategy.expert_parallel, strategy.sequence_parallel),
+        Numerics.of(strategy.precision, stored, gradients=strategy.gradient_precision),
     )  # fmt: skip
 
 
 def split_layers(layers: int, parts: int) -> tuple[tuple[int, ...], ...]:
-    """Cut layers into runs that differ by one at most; the first and last run, which also hold embedding and head, come last to get one more.
+    """Cut layers into runs that differ by one at most.
+
+    The first and the last run, which also hold embedding and head, are the last to get one more.
 
     Examples
     --------
@@ -105,9 +109,13 @@ def _degree_faults(scenario: TrainingScenario, model: Model, hardware: Hardware,
     )  # fmt: skip
     faults = []
     if model.num_attention_heads % tp:
-        faults.append(f"strategy.tensor_parallel: {tp} does not divide {model.name}'s {model.num_attention_heads} attention heads")
+        faults.append(
+            f"strategy.tensor_parallel: {tp} does not divide {model.name}'s {model.num_attention_heads} attention heads"
+        )
     if model.intermediate_size % tp:
-        faults.append(f"strategy.tensor_parallel: {tp} does not divide intermediate_size {model.intermediate_size}")
+        faults.append(
+            f"strategy.tensor_parallel: {tp} does not divide intermediate_size {model.intermediate_size}"
+        )
     if tp * pp * data > hardware.size:
         faults.append(
             f"strategy: tensor_parallel {tp} x pipeline_parallel {pp} x data_parallel {data} = {tp * pp * data} GPUs; "
@@ -119,11 +127,17 @@ def _degree_faults(scenario: TrainingScenario, model: Model, hardware: Hardware,
             f"give data_parallel to leave some idle"
         )
     if pp * chunks > _layer_count(model):
-        faults.append(f"strategy: pipeline_parallel {pp} x virtual_stages {chunks} exceeds {model.name}'s {_layer_count(model)} layers")
+        faults.append(
+            f"strategy: pipeline_parallel {pp} x virtual_stages {chunks} exceeds {model.name}'s {_layer_count(model)} layers"
+        )
     if chunks > 1 and strategy.schedule != "1f1b-interleaved":
-        faults.append(f"strategy.virtual_stages: {chunks} needs schedule 1f1b-interleaved, found {strategy.schedule}")
+        faults.append(
+            f"strategy.virtual_stages: {chunks} needs schedule 1f1b-interleaved, found {strategy.schedule}"
+        )
     if strategy.schedule == "1f1b-interleaved" and (chunks < 2 or pp < 2):
-        faults.append("strategy.schedule: 1f1b-interleaved needs pipeline_parallel and virtual_stages of 2 or more")
+        faults.append(
+            "strategy.schedule: 1f1b-interleaved needs pipeline_parallel and virtual_stages of 2 or more"
+        )
     if ep > 1 and model.moe is None:
         faults.append(f"strategy.expert_parallel: {model.name} has no experts")
     elif model.moe and (model.moe.num_experts % ep or data % ep):
@@ -131,7 +145,9 @@ def _degree_faults(scenario: TrainingScenario, model: Model, hardware: Hardware,
             f"strategy.expert_parallel: {ep} must divide {model.moe.num_experts} experts and data_parallel {data}"
         )
     if strategy.sequence_parallel and scenario.workload.sequence % tp:
-        faults.append(f"strategy.sequence_parallel: sequence {scenario.workload.sequence} is no multiple of tensor_parallel {tp}")
+        faults.append(
+            f"strategy.sequence_parallel: sequence {scenario.workload.sequence} is no multiple of tensor_parallel {tp}"
+        )
     if strategy.sequence_parallel and tp == 1:
         faults.append("strategy.sequence_parallel: needs tensor_parallel of 2 or more")
     if model.mla and not strategy.fused_attention:
@@ -144,7 +160,8 @@ def _batch_faults(scenario: TrainingScenario, model: Model, data: int) -> list[s
     faults = []
     if workload.global_batch % (data * strategy.micro_batch):
         faults.append(
-            f"workload.global_batch: {workload.global_batch} is no multiple of data_parallel {data} x micro_batch {strategy.micro_batch}"
+            f"workload.global_batch: {workload.global_batch} is no multiple of "
+            f"data_parallel {data} x micro_batch {strategy.micro_batch}"
         )
     if model.position == "learned" and workload.sequence > model.max_position_embeddings:
         faults.append(
@@ -157,4 +174,3 @@ def _batch_faults(scenario: TrainingScenario, model: Model, data: int) -> list[s
             f"pipeline_parallel ({strategy.pipeline_parallel}); change global_batch or micro_batch, or use 1f1b"
         )
     return faults
-

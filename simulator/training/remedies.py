@@ -14,7 +14,10 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
     if not isinstance(scenario, TrainingScenario):
         return
     strategy = scenario.strategy
-    if strategy.zero_stage == 0 and setup.hardware.size > strategy.tensor_parallel * strategy.pipeline_parallel:
+    if (
+        strategy.zero_stage == 0
+        and setup.hardware.size > strategy.tensor_parallel * strategy.pipeline_parallel
+    ):
         yield Remedy("ZeRO-1: optimizer states cut over data-parallel ranks", {"strategy.zero_stage": "1"})
     if not strategy.fused_attention:
         yield Remedy("fused attention", {"strategy.fused_attention": "true"})
@@ -28,7 +31,8 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
     if strategy.recompute != "full":
         yield Remedy("full recomputation", {"strategy.recompute": "full"})
         yield Remedy(
-            "full recomputation and micro_batch 1", {"strategy.recompute": "full", "strategy.micro_batch": "1"}
+            "full recomputation and micro_batch 1",
+            {"strategy.recompute": "full", "strategy.micro_batch": "1"},
         )
     yield from _wider(setup, strategy.tensor_parallel, strategy.pipeline_parallel)
 
@@ -46,7 +50,12 @@ def _wider(setup: Setup, tensor: int, pipeline: int) -> Iterator[Remedy]:
             if (tp, pp) == (tensor, pipeline):
                 continue
             nodes = -(-tp * pp // hardware.ranks_per_node)
-            change = {"strategy.tensor_parallel": str(tp), "strategy.pipeline_parallel": str(pp), **full, **plain}
+            change = {
+                "strategy.tensor_parallel": str(tp),
+                "strategy.pipeline_parallel": str(pp),
+                **full,
+                **plain,
+            }
             text = f"tensor_parallel {tp}, pipeline_parallel {pp}, full recomputation, micro_batch 1"
             if nodes > hardware.nodes:
                 change["hardware.nodes"] = str(nodes)

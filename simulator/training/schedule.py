@@ -35,7 +35,10 @@ def gpipe(stage: int, stages: int, micro_batches: int, chunks: int = 1) -> Sched
 
 
 def one_forward_one_backward(stage: int, stages: int, micro_batches: int, chunks: int = 1) -> Schedule:
-    """1F1B: ``stages - stage - 1`` forwards to warm up, then pairs, then the backwards left (Narayanan et al. 2021, section 2.2.1)."""
+    """1F1B: ``stages - stage - 1`` forwards to warm up, then pairs, then the backwards left.
+
+    Narayanan et al. 2021, section 2.2.1.
+    """
     _one_chunk("1f1b", chunks)
     forward = [Order(i, 0, "forward") for i in range(micro_batches)]
     backward = [Order(i, 0, "backward") for i in range(micro_batches)]
@@ -99,4 +102,6 @@ def _interleave(forward: list[Order], backward: list[Order], warm_up: int) -> Sc
 
 def _one_chunk(name: str, chunks: int) -> None:
     if chunks != 1:
-        raise MemroofError(f"schedule {name} has one chunk a stage; virtual_stages {chunks} needs schedule 1f1b-interleaved")
+        raise MemroofError(
+            f"schedule {name} has one chunk a stage; virtual_stages {chunks} needs schedule 1f1b-interleaved"
+        )

@@ -86,7 +86,13 @@ def test_prints(value: float, dimension: str, text: str) -> None:
 
 
 def test_significant_digits() -> None:
-    assert [units.significant(x) for x in (0.0, 1e-9, 0.00123, 1.5, 12345.0)] == ["0", "1.00e-09", "0.00123", "1.50", "12,345"]
+    assert [units.significant(x) for x in (0.0, 1e-9, 0.00123, 1.5, 12345.0)] == [
+        "0",
+        "1.00e-09",
+        "0.00123",
+        "1.50",
+        "12,345",
+    ]
 
 
 @given(st.floats(1e-6, 1e18), st.sampled_from(["bytes", "bytes/s", "FLOP/s", "watts", "hertz"]))

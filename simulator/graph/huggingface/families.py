@@ -127,6 +127,7 @@ _GEMMA2 = Family(
     _HEADED, {**_LLAMA_LIKE, "norm_placement": "sandwich"},
     {**_GEMMA_SIZES, "vocab_size": 256000, "max_position_embeddings": 8192, "_sliding_window_pattern": 2},
     (rules.biases("attention_bias"), rules.windows), activation="hidden_activation",
+    ignored=frozenset({"sliding_window_size"}),
 )  # fmt: skip
 _GEMMA3 = Family(
     _HEADED, {**_LLAMA_LIKE, "norm_placement": "sandwich", "qk_norm": "head"},

@@ -152,14 +152,15 @@ def deepseek_experts(r: ConfigReader) -> Fields:
     """Read shared and routed experts above the first dense layers; V3's routing has a correction bias."""
     r.one_of("moe_layer_freq", 1)
     method = r.one_of("topk_method", "greedy", "group_limited_greedy", "noaux_tc")
-    if r.optional("n_routed_experts") is None:
-        return {}
-    return {"moe": {
-        "num_experts": r.whole("n_routed_experts"), "num_experts_per_tok": r.whole("num_experts_per_tok"),
+    moe: Fields = {
+        "num_experts": r.optional("n_routed_experts"), "num_experts_per_tok": r.get("num_experts_per_tok"),
         "moe_intermediate_size": r.whole("moe_intermediate_size"),
         "num_shared_experts": r.optional("n_shared_experts") or 0,
         "first_dense_layers": r.whole("first_k_dense_replace"), "router_bias": method == "noaux_tc",
-    }}  # fmt: skip
+    }  # fmt: skip
+    if moe["num_experts"] is None:
+        return {}
+    return {"moe": {**moe, "num_experts_per_tok": r.whole("num_experts_per_tok")}}
 
 
 def switch_experts(r: ConfigReader) -> Fields:

@@ -61,7 +61,9 @@ def test_cut_products_add_up_to_the_whole(tp: int, moe: bool, fused: bool, sp: b
 
 
 @given(
-    batches=st.lists(st.integers(1, 64), min_size=1, max_size=4), sequence=st.integers(1, 300), context=st.integers(0, 300)
+    batches=st.lists(st.integers(1, 64), min_size=1, max_size=4),
+    sequence=st.integers(1, 300),
+    context=st.integers(0, 300),
 )
 @settings(derandomize=True, deadline=None, max_examples=40)
 def test_arrays_equal_scalars(batches: list[int], sequence: int, context: int) -> None:
@@ -73,7 +75,9 @@ def test_arrays_equal_scalars(batches: list[int], sequence: int, context: int) -
     degrees = np.array([1, 2, 4])
     cut = build(model, Shape(1, sequence), Partition(degrees))
     for index, degree in enumerate(degrees):
-        assert cut.weight_bytes[index] == pytest.approx(build(model, Shape(1, 1), Partition(int(degree))).weight_bytes)
+        assert cut.weight_bytes[index] == pytest.approx(
+            build(model, Shape(1, 1), Partition(int(degree))).weight_bytes
+        )
 
 
 @given(queries=st.integers(1, 60), cached=st.integers(0, 60), window=st.integers(1, 80))
@@ -142,7 +146,12 @@ def test_block_is_a_dag_in_execution_order() -> None:
 
 
 def test_every_tensor_that_is_read_is_written_before() -> None:
-    for model in (make(), make(moe=MOE), make(parallel_block=True), make(norm_placement="sandwich", qk_norm="head")):
+    for model in (
+        make(),
+        make(moe=MOE),
+        make(parallel_block=True),
+        make(norm_placement="sandwich", qk_norm="head"),
+    ):
         block = build(model, Shape(2, 64)).blocks[0]
         known = {"input"}
         for operator in block.operators:
@@ -151,7 +160,13 @@ def test_every_tensor_that_is_read_is_written_before() -> None:
 
 
 def test_encoder_decoder_decode_leaves_the_encoder_idle() -> None:
-    model = make(family="encoder-decoder", num_encoder_layers=3, position="relative", gated_mlp=False, activation="relu")
+    model = make(
+        family="encoder-decoder",
+        num_encoder_layers=3,
+        position="relative",
+        gated_mlp=False,
+        activation="relu",
+    )
     prefill = build(model, Shape(2, 64, target=8))
     decode = build(model, Shape(2, 1, 64, "decode"))
     assert prefill.parameters == decode.parameters

@@ -51,7 +51,12 @@ def test_layer_flops_are_theirs(catalog: Catalog, name: str, batch: int) -> None
 def test_parameters_of_gpt3_follow_the_closed_form(catalog: Catalog) -> None:
     """P = 12·L·h²·(1 + 13/(12h) + (V + s)/(12·L·h)) (Narayanan et al. 2021, equation 2), and the final norm's 2h."""
     model = catalog.model("gpt3-175b")
-    layers, h, v, s = model.num_hidden_layers, model.hidden_size, model.vocab_size, model.max_position_embeddings
+    layers, h, v, s = (
+        model.num_hidden_layers,
+        model.hidden_size,
+        model.vocab_size,
+        model.max_position_embeddings,
+    )
     closed = 12 * layers * h**2 * (1 + 13 / (12 * h) + (v + s) / (12 * layers * h)) + 2 * h
     assert build(model, Shape(1, 1)).parameters == pytest.approx(closed, rel=1e-12)
 

@@ -25,11 +25,17 @@ def problems(text: str, schema: type) -> list[str]:
 
 
 def test_a_figure_remembers_where_it_comes_from() -> None:
-    text = LINK.replace("1 GB/s", "{value: 2 GB/s, source: data sheet, date: 2024-05-01, range: [1 GB/s, 3 GB/s]}")
+    text = LINK.replace(
+        "1 GB/s", "{value: 2 GB/s, source: data sheet, date: 2024-05-01, range: [1 GB/s, 3 GB/s]}"
+    )
     link = validate(parse_document(text), LinkType)
     assert link.bandwidth == 2e9
     assert isinstance(link.bandwidth, Figure)
-    assert (link.bandwidth.source, link.bandwidth.date, link.bandwidth.range) == ("data sheet", "2024-05-01", (1e9, 3e9))
+    assert (link.bandwidth.source, link.bandwidth.date, link.bandwidth.range) == (
+        "data sheet",
+        "2024-05-01",
+        (1e9, 3e9),
+    )
     assert type(link.bandwidth * 2) is float
 
 
@@ -74,8 +80,17 @@ def test_one_clear_line(old: str, new: str, message: str) -> None:
 
 
 def test_all_problems_at_once_in_their_order() -> None:
-    text = LINK.replace("technology: test", "tecnology: test").replace("1 us", "1 GB").replace("kind: link", "kind: node")
-    assert [line.split(": ")[1] for line in problems(text, LinkType)] == ["kind", "technology", "tecnology", "latency"]
+    text = (
+        LINK.replace("technology: test", "tecnology: test")
+        .replace("1 us", "1 GB")
+        .replace("kind: link", "kind: node")
+    )
+    assert [line.split(": ")[1] for line in problems(text, LinkType)] == [
+        "kind",
+        "technology",
+        "tecnology",
+        "latency",
+    ]
 
 
 def test_a_list_is_no_file() -> None:
@@ -121,10 +136,13 @@ def test_hardware_short_form_and_its_faults() -> None:
     base = "kind: training\nmodel: m\nworkload: {global_batch: 8, sequence: 128}\nhardware: "
     good = validate(parse_document(base + "dgx\n"), TrainingScenario)
     assert good.hardware.node == "dgx"
-    assert "needs one of 'device', 'node' or 'cluster'" in problems(base + "{nodes: 3}\n", TrainingScenario)[0]
+    assert (
+        "needs one of 'device', 'node' or 'cluster'" in problems(base + "{nodes: 3}\n", TrainingScenario)[0]
+    )
     assert "'count' belongs to 'device'" in problems(base + "{node: dgx, count: 3}\n", TrainingScenario)[0]
-    assert "strategy.schedule: found 'f1b', expected one of gpipe, 1f1b, 1f1b-interleaved; did you mean '1f1b'" in "".join(
-        problems(base + "dgx\nstrategy: {schedule: f1b}\n", TrainingScenario)
+    assert (
+        "strategy.schedule: found 'f1b', expected one of gpipe, 1f1b, 1f1b-interleaved; did you mean '1f1b'"
+        in "".join(problems(base + "dgx\nstrategy: {schedule: f1b}\n", TrainingScenario))
     )
 
 
@@ -143,7 +161,13 @@ position: rope
 normalization: rmsnorm
 activation: silu
 """
-    assert "hidden_size (30) must be a multiple of num_attention_heads (8), or give head_dim" in problems(base, Model)[0]
+    assert (
+        "hidden_size (30) must be a multiple of num_attention_heads (8), or give head_dim"
+        in problems(base, Model)[0]
+    )
     grouped = base.replace("30", "32") + "num_key_value_heads: 3\n"
     assert "must be a multiple of num_key_value_heads (3)" in problems(grouped, Model)[0]
-    assert "belongs to family encoder-decoder" in problems(base.replace("30", "32") + "num_encoder_layers: 2\n", Model)[0]
+    assert (
+        "belongs to family encoder-decoder"
+        in problems(base.replace("30", "32") + "num_encoder_layers: 2\n", Model)[0]
+    )

@@ -62,7 +62,11 @@ def test_alias_bombs_are_refused() -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     binary = tmp_path / "b.yaml"
     binary.write_bytes(b"a: \xff\xfe")
-    for path, message in ((binary, "not UTF-8"), (tmp_path / "none.yaml", "cannot be read"), (tmp_path, "cannot be read")):
+    for path, message in (
+        (binary, "not UTF-8"),
+        (tmp_path / "none.yaml", "cannot be read"),
+        (tmp_path, "cannot be read"),
+    ):
         with pytest.raises(SpecError, match=message):
             read_document(path)
 
@@ -75,7 +79,10 @@ def test_override_sets_nested_keys_and_lists() -> None:
     assert str(changed.problem(("a", "b"), "wrong")) == "--set a.b: a.b: wrong"
 
 
-@pytest.mark.parametrize(("key", "message"), [("a.b.c", "cannot be set inside"), ("l.7.x", "not an index"), ("l.x", "not an index")])
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("a.b.c", "cannot be set inside"), ("l.7.x", "not an index"), ("l.x", "not an index")],
+)
 def test_override_refuses(key: str, message: str) -> None:
     document = parse_document("a: {b: 1}\nl: [{x: 1}]\n")
     with pytest.raises(SpecError, match=message):

@@ -21,7 +21,8 @@ def stages(name: str, p: int, m: int, v: int, f: float, b: float, send: float = 
     chunk = passes(f / v, b / v)
     boundary = Message(0.0, 1.0, send, 1.0) if p > 1 else None
     return [
-        StageWork(SCHEDULES[name](i, p, m, v), (chunk,) * v, boundary, (), False, 0.0, None, {}, 1e9) for i in range(p)
+        StageWork(SCHEDULES[name](i, p, m, v), (chunk,) * v, boundary, (), False, 0.0, None, {}, 1e9)
+        for i in range(p)
     ]
 
 

@@ -7,12 +7,21 @@ from simulator.cost import attention_time, decode_attention_time
 
 UNITS = {"peak": 100e12, "bandwidth": 1e30, "units": 100.0}
 TILED = {
-    "peak_efficiency": 1.0, "memory_efficiency": 1.0, "softmax_dim": 0.0, "tile": 128.0, "prologue_keys": 0.0,
-}  # fmt: skip
+    "peak_efficiency": 1.0,
+    "memory_efficiency": 1.0,
+    "softmax_dim": 0.0,
+    "tile": 128.0,
+    "prologue_keys": 0.0,
+}
 DECODE = {
-    "peak_efficiency": 1.0, "memory_efficiency": 1.0, "row_tile": 64.0, "key_tile": 128.0, "split_keys": 256.0,
-    "fill": 1.0, "block_latency": 0.0,
-}  # fmt: skip
+    "peak_efficiency": 1.0,
+    "memory_efficiency": 1.0,
+    "row_tile": 64.0,
+    "key_tile": 128.0,
+    "split_keys": 256.0,
+    "fill": 1.0,
+    "block_latency": 0.0,
+}
 
 
 def causal(s: float) -> float:
@@ -20,8 +29,8 @@ def causal(s: float) -> float:
 
 
 def test_causal_tiles_end_on_the_diagonal():
-    # 8 tiles of 128 rows see 128, 256 ... 1024 keys: 576 on average, against 512.5 pairs a row; 200 x 8 tiles on 100 units
-    # are 16 whole waves
+    # 8 tiles of 128 rows see 128, 256 ... 1024 keys: 576 on average, against 512.5 pairs a row; 200 x 8 tiles
+    # on 100 units are 16 whole waves
     parts = attention_time(200, 1, 1024, 1024, causal(1024), 256, 0.0, **(UNITS | TILED))
     rate = 100e12 / 100
     assert parts.time == pytest.approx(16 * 576.5 * 2 * 128 * 256 / rate)
@@ -36,8 +45,12 @@ def test_the_longest_tile_bounds_a_lone_sequence():
 def test_exponentials_count_as_head_dimension():
     # at softmax_dim = 128 a head of 128 runs at half of the rate, one of 64 at a third
     plain = attention_time(50, 16, 2048, 2048, causal(2048), 256, 0.0, **(UNITS | TILED))
-    slowed = attention_time(50, 16, 2048, 2048, causal(2048), 256, 0.0, **(UNITS | TILED | {"softmax_dim": 128.0}))
-    narrow = attention_time(50, 16, 2048, 2048, causal(2048), 128, 0.0, **(UNITS | TILED | {"softmax_dim": 128.0}))
+    slowed = attention_time(
+        50, 16, 2048, 2048, causal(2048), 256, 0.0, **(UNITS | TILED | {"softmax_dim": 128.0})
+    )
+    narrow = attention_time(
+        50, 16, 2048, 2048, causal(2048), 128, 0.0, **(UNITS | TILED | {"softmax_dim": 128.0})
+    )
     assert slowed.time == pytest.approx(2 * plain.time)
     assert narrow.time == pytest.approx(3 * plain.time / 2)
 
@@ -82,7 +95,8 @@ def test_splits_write_partial_outputs():
 
 
 def test_rows_of_a_group_pad_to_an_instruction():
-    # MQA with 64 query heads uses the instruction's 64 rows fully, MHA with as many KV heads one row of 64 in each
+    # MQA with 64 query heads uses the instruction's 64 rows fully, MHA with as many KV heads one row of 64 in
+    # each
     shared = decode_attention_time(100, 64, 1, 1, 1024, 256, 0.0, 0.0, **(UNITS | DECODE))
     apart = decode_attention_time(100, 64, 64, 1, 1024, 256, 0.0, 0.0, **(UNITS | DECODE))
     assert shared.compute == pytest.approx(2 * 64 * 1024 * 256 / 1e12)

@@ -7,9 +7,14 @@ from simulator.cost import algorithms, collective_time, collective_traffic
 from simulator.specs import Span, Tier
 
 IDEAL = {
-    "bandwidth_efficiency": 1.0, "network_efficiency": 1.0, "in_switch_efficiency": 1.0, "base_latency": 0.0,
-    "hop_latency": 0.0, "handshake": 0.0, "low_latency_share": 0.5,
-}  # fmt: skip
+    "bandwidth_efficiency": 1.0,
+    "network_efficiency": 1.0,
+    "in_switch_efficiency": 1.0,
+    "base_latency": 0.0,
+    "hop_latency": 0.0,
+    "handshake": 0.0,
+    "low_latency_share": 0.5,
+}
 NVLINK = Tier("node", 8, 300e9, 1e-6)
 NVLS = Tier("node", 8, 450e9, 1e-6, True)
 RAILS = Tier("infiniband", 4, 25e9, 5e-6)
@@ -56,11 +61,13 @@ def test_ring_through_all_rails_of_four_nodes():
 
 
 def test_hierarchical_all_reduce():
-    # reduce-scatter and all-gather inside (7/8 each), two binary trees across on an eighth (Sanders et al. 2009)
+    # reduce-scatter and all-gather inside (7/8 each), two binary trees across on an eighth (Sanders et al.
+    # 2009)
     tree = algorithms("all-reduce", Span((NVLINK, RAILS)))[1]
     assert tree.traffic == pytest.approx((2 * 7 / 8, 2 / 8))
     assert tree.hops == (14, 4)
-    # between two nodes each rank is the root of one tree and a leaf of the other: it sends half of its shard in each
+    # between two nodes each rank is the root of one tree and a leaf of the other: it sends half of its shard
+    # in each
     two = algorithms("all-reduce", Span((NVLINK, Tier("infiniband", 2, 25e9, 5e-6))))[1]
     assert two.traffic == pytest.approx((2 * 7 / 8, 1 / 8))
 

@@ -7,9 +7,14 @@ from simulator.cost import matmul_time, overlap
 
 # one tile of 256 x 128 takes 1 s a step of k on one unit: nothing but waves and the loop is left
 IDEAL = {
-    "peak_efficiency": 1.0, "memory_efficiency": 1.0, "tile_m": 256.0, "tile_n": 256.0, "tile_edge": 0.0,
-    "prologue_k": 0.0, "fill": 1.0,
-}  # fmt: skip
+    "peak_efficiency": 1.0,
+    "memory_efficiency": 1.0,
+    "tile_m": 256.0,
+    "tile_n": 256.0,
+    "tile_edge": 0.0,
+    "prologue_k": 0.0,
+    "fill": 1.0,
+}
 A100 = {"peak": 312e12, "bandwidth": 2039e9, "units": 108.0}
 NO_MEMORY = {"peak": 312e12, "bandwidth": 1e30, "units": 108.0}
 
@@ -21,18 +26,18 @@ def steps(m: float, n: float, k: float, **changes: float) -> float:
 
 
 def test_one_tile_more_than_the_sms_takes_a_second_wave():
-    # 108 SMs: 108 tiles of 64 x 64 are one wave of k steps; the 109th makes it two for this tile, and what it costs
-    # with any other tile or split is no less than the work of 109 tiles
+    # 108 SMs: 108 tiles of 64 x 64 are one wave of k steps; the 109th makes it two for this tile, and what it
+    # costs with any other tile or split is no less than the work of 109 tiles
     assert steps(64, 64 * 108, 1000) == pytest.approx(1000)
     assert 1000 * 109 / 108 < steps(64, 64 * 109, 1000) <= 2000
 
 
 def test_wave_quantisation_of_large_tiles():
-    # 12 x 9 tiles of 256 x 128 fill 108 SMs exactly once; a row of tiles more than doubles the waves of that tile, and
-    # smaller tiles cost no more than 64 x 64 ones: ceil(52 * 18 / 108) = 9 waves of 1/8
-    full = steps(12 * 256, 9 * 128, 4096)
-    assert full == pytest.approx(8 * 4096)
-    assert steps(13 * 256, 9 * 128, 4096) == pytest.approx(9 * 4096)
+    # 12 x 9 tiles of 256 x 128, each worth eight of 64 x 64, fill 108 SMs exactly once
+    assert steps(12 * 256, 9 * 128, 4096) == pytest.approx(8 * 4096)
+    # a row of tiles more would take a second wave; tiles of 64 x 64 with k in eight parts waste least:
+    # ceil(52 * 18 * 8 / 108) = 70 waves of an eighth, where the work itself is 69.3
+    assert steps(13 * 256, 9 * 128, 4096) == pytest.approx(70 / 8 * 4096)
 
 
 def test_split_k_uses_idle_units():
@@ -45,15 +50,17 @@ def test_prologue_is_worth_its_k():
 
 
 def test_small_tiles_are_slowed_by_their_edges():
-    # 2 * edge * (64 + 64) on top of 2 * 64 * 64: edge 32 doubles the time
-    assert steps(64, 64 * 108, 1000, tile_edge=32.0) == pytest.approx(2000)
+    # 2 * 32 * (64 + 64) on top of 2 * 64 * 64 would double the time of 108 tiles of 64 x 64; 54 tiles of 64 x
+    # 128 with k in two parts take (2 * 64 * 128 + 2 * 32 * 192) * 500 instead, 1.75 times the bare product
+    assert steps(64, 64 * 108, 1000, tile_edge=32.0) == pytest.approx(1750)
 
 
 def test_matrix_vector_product_streams_its_weights():
     # 12288 x 49152 weights in 16 bits: 1.21 GB at 2039 GB/s, 0.59 ms; the product itself is negligible
     parts = matmul_time(1, 49152, 12288, **(A100 | IDEAL))
     exact = 2.0 * (12288 + 12288 * 49152 + 49152) / 2039e9
-    assert parts.memory == pytest.approx(exact)
+    # and partial sums of a split k add a little
+    assert exact <= parts.memory < 1.01 * exact
     assert exact <= parts.time < 1.2 * exact
 
 

@@ -1,0 +1,211 @@
+"""Generate a block of sequences: plan, program, timeline, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from simulator.cost import relative_error
+from simulator.engine import execute
+from simulator.offload.account import Account, Array, sample_steps
+from simulator.offload.emit import used_channels
+from simulator.offload.lower import lower
+from simulator.offload.plan import Plan, make_plan
+from simulator.offload.prices import BOTTLENECKS
+from simulator.specs import OPERATOR_CLASSES, OperatorClass
+from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup
+
+FULL_TASKS = 25_000
+"""Tasks up to which every decode step is simulated; of longer outputs a sample is."""
+SOURCES = (
+    "Sheng et al. 2023, arXiv:2303.06865 (FlexGen): zig-zag block schedule, placement shares, attention on the CPU",
+    "Aminabadi et al. 2022, arXiv:2207.00032 (ZeRO-Inference): weights streamed layer by layer",
+)
+
+
+def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
+    """Simulate the generation of one block of sequences, prefill and decode.
+
+    Parameters
+    ----------
+    setup : Setup
+        An offload scenario with its model, hardware and cost model.
+    detail : bool
+        Simulate every decode step, however many there are.
+
+    Returns
+    -------
+    Outcome
+        Of the whole block; one that cannot fit, whatever is overlapped, is not run: its throughput is 0.
+
+    Raises
+    ------
+    MemroofError
+        For a combination that is refused; see :func:`simulator.offload.plan.make_plan`.
+    """
+    plan = make_plan(setup)
+    needed = resident(plan)
+    if any(use.free < 0 for use in needed):
+        return _not_run(plan, needed)
+    steps, weights = sample_steps(plan.steps, None if detail else _affordable(plan))
+    lowered = lower(plan, steps)
+    return _outcome(setup, plan, Account(lowered, execute(lowered.program), weights, plan.steps))
+
+
+def _affordable(plan: Plan) -> int:
+    """Passes that may be simulated in full."""
+    streamed = 2 * bool(plan.weights.dram) + 2 * bool(plan.weights.nvme)
+    cached = 5 if plan.cpu_attention else 3 * bool(plan.cache.away)
+    return max(1, FULL_TASKS // (len(plan.order) * (plan.batches * (1 + cached) + streamed)))
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def resident(plan: Plan) -> tuple[MemoryUse, ...]:
+    """Return what must stay in each tier to the end, whatever the schedule: weights, and the cache at its fullest."""
+    uses = []
+    for tier, pool in plan.tiers.pools.items():
+        parts = {
+            "weights": plan.stored_bytes() * plan.weights.by_tier[tier],
+            "KV cache": plan.cache_bytes() * plan.cache.by_tier[tier],
+        }
+        held = {name: size for name, size in parts.items() if size}
+        largest = tuple(Holding(name, size) for name, size in sorted(held.items(), key=lambda item: -item[1]))
+        uses.append(
+            MemoryUse(pool.name, pool.stores[0].tier, pool.capacity, sum(held.values()), 0.0, held, largest)
+        )
+    return tuple(uses)
+
+
+def _memory(plan: Plan, account: Account) -> tuple[MemoryUse, ...]:
+    uses = []
+    for pool in plan.tiers.pools.values():
+        peak = account.timeline.ledger.peak(pool.name)
+        largest = tuple(Holding(name, size) for name, size in peak.holders)
+        moment = account.real(peak.time)
+        uses.append(
+            MemoryUse(
+                pool.name, pool.stores[0].tier, pool.capacity, peak.bytes, moment, peak.by_category, largest
+            )
+        )
+    return tuple(uses)
+
+
+# --- outcome ---------------------------------------------------------------------------------------------------------
+
+
+def _outcome(setup: Setup, plan: Plan, account: Account) -> Outcome:
+    weights, rows = account.weights, account.rows
+    prefill, decode = rows[0], weights[1:] @ rows[1:]
+    times = float(account.times[0]), float(weights[1:] @ account.times[1:])
+    total, memory = sum(times), _memory(plan, account)
+    bottlenecks = {
+        name: float(value) for name, value in zip(BOTTLENECKS, prefill + decode, strict=False) if value
+    }
+    return Outcome(
+        "generation_throughput", _metrics(setup, plan, (prefill, decode), times), memory,
+        {name: value for name, value in _classes(prefill + decode).items() if value}, bottlenecks, total,
+        _assumptions(plan, account, fits=all(use.free >= 0 for use in memory)), SOURCES, account.timeline, 1, account.computing() / total,
+        _tables(plan, account, total),
+    )  # fmt: skip
+
+
+def _tables(plan: Plan, account: Account, total: float) -> dict[str, dict[str, Any]]:
+    links = account.links(used_channels(plan.tiers, host=plan.cpu_attention))
+    size = np.array(list(links.values()))
+    bandwidth = np.array([link[1] for link in links])
+    steps = np.arange(plan.steps)
+    return {
+        "links": {
+            "link": [name for name, _ in links], "bytes": size, "bandwidth": bandwidth, "achieved_bandwidth": size / total,
+            "share_of_bandwidth": size / total / bandwidth,
+        },
+        "steps": {"step": steps, "context": plan.prompt + steps, "time": account.step_times},
+    }  # fmt: skip
+
+
+def _metrics(
+    setup: Setup, plan: Plan, rows: tuple[Array, Array], times: tuple[float, float]
+) -> dict[str, Metric]:
+    errors = setup.cost.calibration.error
+    whole, first, later = (float(relative_error(_classes(row), errors)) for row in (rows[0] + rows[1], *rows))
+    (prefill_time, decode_time), total = times, sum(times)
+    block, steps = plan.block, plan.steps
+    metrics = {
+        "generation_throughput": Metric(
+            "output tokens per second, prefill included", block * plan.output / total, "1/s", whole, "higher"
+        ),
+        "generation_time": Metric("time of the whole block", total, "seconds", whole, "lower"),
+        "time_to_first_token": Metric(
+            "time to the block's first tokens", prefill_time, "seconds", first, "lower"
+        ),
+        "prefill_time": Metric("prefill time", prefill_time, "seconds", first, "lower"),
+    }
+    if steps:
+        metrics |= {
+            "decode_time": Metric("decode time", decode_time, "seconds", later, "lower"),
+            "decode_throughput": Metric(
+                "output tokens per second of decode", block * steps / decode_time, "1/s", later, "higher"
+            ),
+            "time_per_output_token": Metric(
+                "time per decode step", decode_time / steps, "seconds", later, "lower"
+            ),
+        }
+    return metrics | _exact_metrics(plan)
+
+
+def _exact_metrics(plan: Plan) -> dict[str, Metric]:
+    return {
+        "block_size": Metric("sequences generated together", plan.block, "count"),
+        "weight_bytes": Metric("weights of the model", plan.stored_bytes(), "bytes"),
+        "kv_cache_bytes": Metric("KV cache of the block at its fullest", plan.cache_bytes(), "bytes"),
+    }
+
+
+def _not_run(plan: Plan, memory: Sequence[MemoryUse]) -> Outcome:
+    metrics = {
+        "generation_throughput": Metric(
+            "output tokens per second, prefill included", 0.0, "1/s", 0.0, "higher"
+        ),
+        **_exact_metrics(plan),
+    }
+    note = "not run: weights and KV cache alone exceed a memory"
+    return Outcome(
+        "generation_throughput", metrics, tuple(memory), {}, {}, 0.0, (note,), SOURCES, busy_fraction=0.0
+    )
+
+
+def _classes(row: Array) -> dict[OperatorClass, float]:
+    return dict(zip(OPERATOR_CLASSES, row[len(BOTTLENECKS) :].tolist(), strict=True))
+
+
+def _assumptions(plan: Plan, account: Account, *, fits: bool) -> tuple[str, ...]:
+    prefetch, on_cpu = plan.prefetch, plan.cpu_attention
+    found = [
+        f"one block of {plan.block} sequences, {plan.batches} GPU batches of {plan.batch}, all prompts of {plan.prompt} tokens",
+        "nothing overlaps: each copy and each computation waits for the one before"
+        if not prefetch
+        else f"weights are fetched {prefetch} layer{'s' * (prefetch > 1)} ahead, the cache one batch ahead",
+        "shares of a placement apply to every layer alike; embedding and head are streamed like layers",
+        "copies are pinned and as large as a layer's share; scales of quantised formats are not counted",
+    ]
+    if on_cpu:
+        found.append(
+            "attention on the CPU is a roofline over its vector peak and its DRAM, and the GPU waits for it batch by batch"
+        )
+    if plan.weights.nvme + plan.cache.nvme:
+        found.append(
+            "reads from flash are sequential"
+            + (", staged in DRAM layer by layer" if plan.tiers.staged else "")
+        )
+    if len(account.weights) <= plan.steps:
+        simulated = np.count_nonzero(account.weights[1:])
+        found.append(
+            f"{simulated} of {plan.steps} decode steps are simulated, those between interpolated; the timeline shows these"
+        )
+    if not fits:
+        found.append("times are as if the memories that are too small were large enough")
+    return tuple(found)

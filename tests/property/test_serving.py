@@ -1,0 +1,166 @@
+"""Laws of the serving scheduler, on random workloads with a small cache and small budgets."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.serving import LayerGroup, PagedCache, Policy, Requests, Steps, serve
+from simulator.serving.scheduler import _Replica
+
+laws = settings(derandomize=True, max_examples=80, deadline=None, database=None)
+
+
+class CurvedPricer:
+    """Not linear in anything, and no two iterations alike: what a scheduler may not rely on."""
+
+    def decode(self, contexts: Any, steps: int) -> Steps:
+        grown = contexts.sum() + len(contexts) * np.arange(1.0, steps + 1.0)
+        fixed = np.array([0.3 + 0.01 * len(contexts) ** 1.3, 0.0])
+        varying = 0.001 * grown**0.9
+        return Steps(fixed[0] + varying, fixed, ((1, varying),))
+
+    def mixed(self, new: Any, cached: Any, contexts: Any, sampled: int) -> Steps:
+        seconds = 0.31 + 0.02 * float(new.sum()) ** 0.8 + 1e-4 * float((cached + new).sum() + contexts.sum())
+        return Steps(np.array([seconds]), np.array([seconds, 0.0]))
+
+
+@dataclass(frozen=True)
+class Case:
+    requests: Requests
+    policy: Policy
+    cache: PagedCache
+
+    def serve(self, **options):
+        return serve(self.requests, self.policy, self.cache, CurvedPricer(), **options)
+
+
+EITHER = st.booleans()
+
+
+@st.composite
+def cases(draw, static=EITHER, roomy=EITHER):
+    count = draw(st.integers(1, 14))
+    gaps = draw(st.lists(st.floats(0.0, 4.0), min_size=count, max_size=count))
+    lengths = st.lists(st.integers(1, 30), min_size=count, max_size=count)
+    requests = Requests(np.cumsum(gaps), np.array(draw(lengths)), np.array(draw(lengths)))
+    max_batch = draw(st.integers(1, 6))
+    chunked = draw(st.booleans())
+    budget = draw(st.integers(max_batch, 40)) if chunked else max(max_batch, requests.longest + 1)
+    policy = Policy(max_batch, budget, chunked, draw(static), draw(st.sampled_from([0.0, 0.05])))
+    groups = draw(st.sampled_from([(LayerGroup(2.0),), (LayerGroup(2.0), LayerGroup(6.0, 8.0))]))
+    cache = PagedCache(groups, draw(st.sampled_from([1, 4])), 0.0)
+    room = 1e9 if draw(roomy) else float(cache.size(requests.longest)) * draw(st.floats(1.0, 2.5))
+    return Case(requests, policy, PagedCache(groups, cache.block_size, room))
+
+
+@laws
+@given(cases())
+def test_runs_of_steps_equal_steps_one_by_one(case):
+    runs, steps = case.serve(), case.serve(one_by_one=True)
+    assert runs.end == pytest.approx(steps.end, rel=1e-9)
+    assert runs.first_token == pytest.approx(steps.first_token, rel=1e-9)
+    assert runs.admitted == pytest.approx(steps.admitted, rel=1e-9)
+    assert runs.account == pytest.approx(steps.account, rel=1e-9)
+    assert runs.preemptions == steps.preemptions
+    assert sum(runs.log.steps) == len(steps.log.steps)
+
+
+@laws
+@given(cases())
+def test_every_request_is_complete_and_in_order(case):
+    served = case.serve()
+    assert (served.requests.arrival <= served.admitted).all()
+    assert (served.admitted < served.first_token).all()
+    assert (served.first_token <= served.end).all()
+    if not served.preemptions:
+        assert (np.diff(served.first_token) >= 0.0).all()
+        assert (np.diff(served.admitted) >= 0.0).all()
+
+
+@laws
+@given(cases())
+def test_no_iteration_exceeds_batch_budget_or_cache(case):
+    log = case.serve().log
+    decoding = np.array(log.decoding)
+    assert (decoding + np.array(log.prefilling)).max() <= case.policy.max_batch
+    assert (
+        np.array(log.prefill_tokens) + np.where(np.array(log.prefilling) > 0, decoding, 0)
+    ).max() <= case.policy.max_tokens
+    assert max(log.kv_bytes) <= case.cache.capacity
+
+
+@laws
+@given(cases())
+def test_each_token_is_computed_once_or_again_after_preemption(case):
+    served = case.serve()
+    log = served.log
+    prompts, outputs = served.requests.prompt.sum(), served.requests.output.sum()
+    if served.preemptions:
+        assert sum(log.prefill_tokens) > prompts
+    else:
+        assert sum(log.prefill_tokens) == prompts
+        if not case.policy.static:
+            decoded = np.array(log.decoding) @ np.array(log.steps)
+            assert decoded + len(served.requests) == outputs
+
+
+class _Audited(_Replica):
+    """Recounts the blocks at each event."""
+
+    def _record(self, *args: Any) -> None:
+        running = [*self.decoding, *self.prefilling]
+        assert len(set(running) | set(self.waiting)) == len(running) + len(self.waiting)
+        assert self.used == self.held.sum() == self.held[running].sum()
+        assert (self.held[running] >= self.cache.size(self.cached[running])).all()
+        super()._record(*args)
+
+
+@laws
+@given(cases())
+def test_blocks_are_conserved(case):
+    replica = _Audited(case.requests, case.policy, case.cache, CurvedPricer(), ("hbm", np.inf), {}, False)
+    served = replica.run()
+    assert replica.used == 0.0
+    assert not replica.held.any()
+    _, resident = served.timeline.ledger.resident("hbm")
+    assert max(resident["kv cache"], default=0.0) == max(served.log.kv_bytes)
+    assert resident["kv cache"][-1] == 0.0
+
+
+@laws
+@given(cases())
+def test_time_is_busy_or_waiting_for_requests(case):
+    served = case.serve()
+    busy = served.account.sum()
+    assert busy == pytest.approx(sum(served.log.seconds), rel=1e-9)
+    assert busy <= served.makespan * (1 + 1e-12)
+    starts, seconds = np.array(served.log.start), np.array(served.log.seconds)
+    assert (starts[1:] >= (starts + seconds)[:-1] * (1 - 1e-12)).all()
+
+
+@laws
+@given(cases(roomy=st.just(True)))
+def test_a_second_run_is_the_same_to_the_byte(case):
+    assert case.serve().end.tobytes() == case.serve().end.tobytes()
+
+
+@laws
+@given(cases(static=st.just(False), roomy=st.just(True)), st.floats(1.0, 3.0))
+def test_slower_iterations_end_later(case, factor):
+    class Slower(CurvedPricer):
+        def decode(self, contexts, steps):
+            plain = super().decode(contexts, steps)
+            return Steps(plain.seconds * factor, plain.fixed, plain.varying)
+
+        def mixed(self, new, cached, contexts, sampled):
+            plain = super().mixed(new, cached, contexts, sampled)
+            return Steps(plain.seconds * factor, plain.fixed)
+
+    offline = Requests(np.zeros(len(case.requests)), case.requests.prompt, case.requests.output)
+    plain = serve(offline, case.policy, case.cache, CurvedPricer())
+    slower = serve(offline, case.policy, case.cache, Slower())
+    assert slower.end == pytest.approx(plain.end * factor, rel=1e-9)
