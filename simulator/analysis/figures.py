@@ -35,7 +35,7 @@ _LIMIT = "#c9302c"
 _MAXIMUM_ROWS = 24
 _RESOLUTION = 3000
 """Bars closer than this part of a window are drawn as one."""
-_MANY = 1500
+_MANY = 800
 """Shapes beyond which an SVG holds them as one embedded picture."""
 _FEW_ROWS, _IDLE = 12, 0.01
 """Where there are more rows than this, those busy for less than this share of a window are left out."""
@@ -194,7 +194,7 @@ def roofline_figure(
         share = point.time / total
         axes.scatter(
             [intensity], [point.flops / point.time], s=24.0 + 420.0 * share, color=colour, alpha=0.85, linewidth=0,
-            zorder=3, label=f"{point.name} ({share * 100.0:.0f} %)",
+            zorder=3, label=f"{point.name} ({'<1' if share < 0.005 else round(share * 100.0)} %)",
         )  # fmt: skip
     for text, place, side in (
         (format_quantity(peak, "FLOP/s"), high, "right"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from simulator.analysis import figures
 from simulator.analysis.figures import RooflinePoint
 from simulator.cost import peak_flops
 from simulator.graph import Collective, ModelGraph, Numerics, Partition, Shape, build
 from simulator.specs import MemroofError, OffloadScenario, ServingScenario, TrainingScenario
+from simulator.units import format_quantity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
     from simulator.analysis.result import Result
     from simulator.engine import Timeline
     from simulator.strategy import Setup
+
+
+CLOSE_TASKS = 60
+"""Tasks of the busiest stream in a closer look at a timeline."""
 
 
 def plot_footprint(result: Result, memory: str | None = None) -> Figure:
@@ -32,22 +39,28 @@ def plot_footprint(result: Result, memory: str | None = None) -> Figure:
     if not memories or (memory is not None and memory not in memories):
         known = ", ".join(memories) or "none"
         raise MemroofError(f"{result.name}: no memory {memory!r} in the timeline; known: {known}")
-    name = memory or max(
-        memories, key=lambda each: timeline.ledger.peak(each).bytes / (memories[each].capacity or 1.0)
-    )
+    name = memory or max(memories, key=lambda each: timeline.ledger.peak(each).bytes / (memories[each].capacity or 1.0))
     times, by_category = timeline.ledger.resident(name)
     return figures.footprint_figure(
-        times,
-        by_category,
-        capacity=memories[name].capacity,
-        end=timeline.makespan,
-        title=f"bytes resident in {name}",
+        times, by_category, capacity=memories[name].capacity, end=timeline.makespan, title=f"bytes resident in {name}"
     )
 
 
 def plot_timeline(result: Result, window: tuple[float, float] | None = None) -> Figure:
     """Draw what ran where over a window [s], the whole run if absent; MemroofError if no timeline was kept."""
-    return figures.timeline_figure(_timeline(result), window=window, title=f"{result.name}: what ran when")
+    when = f" from {format_quantity(window[0], 'seconds')}" if window else ""
+    return figures.timeline_figure(_timeline(result), window=window, title=f"{result.name}: what ran when{when}")
+
+
+def close_window(timeline: Timeline) -> tuple[float, float] | None:
+    """Return a window [s] half-way through a run that holds some sixty tasks of the busiest stream; None for short runs."""
+    on_streams = timeline.stream[timeline.stream >= 0]
+    most = int(np.bincount(on_streams).max()) if len(on_streams) else 0
+    if most <= 2 * CLOSE_TASKS:
+        return None
+    length = timeline.makespan * CLOSE_TASKS / most
+    start = (timeline.makespan - length) / 2.0
+    return start, start + length
 
 
 def plot_bottlenecks(result: Result) -> Figure:

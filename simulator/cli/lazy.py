@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -87,10 +86,6 @@ def _fail(error: Exception) -> NoReturn:
     if isinstance(error, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        # the reader (head, less) went away; what is still buffered has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_OK)
     from simulator.specs.errors import MemroofError
 
     if isinstance(error, MemroofError):

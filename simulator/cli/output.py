@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,12 @@ import click
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print text lines on stdout, without trailing blanks."""
-    for line in lines:
-        click.echo(line.rstrip())
+    _print("\n".join(line.rstrip() for line in lines))
 
 
 def print_json(data: Any) -> None:
     """Print one JSON document on stdout: keys as they come, infinities and NaN as null."""
-    click.echo(json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False))
+    _print(json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def note(text: str) -> None:
@@ -59,3 +60,12 @@ def finite(data: Any) -> Any:
     if isinstance(data, float):
         return float(data) if math.isfinite(data) else None
     return data
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        # the reader (head, less) went away: what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(0) from None

@@ -22,10 +22,9 @@ from simulator.graph.work import (
     Matmul,
     Numeric,
     Work,
-    flops_by_format,
 )
 
 __all__ = [
     "FORMAT_BYTES", "Attention", "Axis", "Block", "Collective", "Elementwise", "Gather", "Matmul", "ModelGraph", "Numeric",
-    "Numerics", "Operator", "Partition", "Phase", "Shape", "Tensor", "Work", "active_experts", "build", "flops_by_format",
+    "Numerics", "Operator", "Partition", "Phase", "Shape", "Tensor", "Work", "active_experts", "build", 
 ]  # fmt: skip

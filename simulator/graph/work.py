@@ -170,12 +170,3 @@ class Collective:
 
 
 Work = Matmul | Attention | Elementwise | Gather | Collective
-
-
-def flops_by_format(works: tuple[Work, ...]) -> dict[str, Numeric]:
-    """Sum FLOPs by number format [FLOP]."""
-    total: dict[str, Numeric] = {}
-    for work in works:
-        if isinstance(work, (Matmul, Attention, Elementwise)):
-            total[work.format] = total.get(work.format, 0.0) + work.flops
-    return total

@@ -17,16 +17,20 @@ from simulator.offload.tiers import Channel
 
 Array = npt.NDArray[np.float64]
 SAMPLES = 4
-"""Decode steps of a sample, the first and the last ones apart."""
+"""Decode steps of a sample that are evenly spaced, the first and the last ones apart."""
+EXTRA_SAMPLES = 8
+"""More of them, where computation is not linear in the context."""
+NEGLIGIBLE = 1e-3
+"""Share of computation that interpolation may miss before more samples are taken."""
 
 
-def sample_steps(count: int, affordable: int | None) -> tuple[tuple[int, ...], Array]:
+def sample_steps(computation: Array, affordable: int | None) -> tuple[tuple[int, ...], Array]:
     """Return the passes to simulate, and how many passes each stands for.
 
     Parameters
     ----------
-    count : int
-        Decode steps.
+    computation : array, shape (decode steps,)
+        Seconds of computation in each decode step: where it bends or jumps (tiles, splits, windows), samples are due.
     affordable : int, optional
         Passes up to which all are simulated; all in any case if absent, or if a sample would save little.
 
@@ -35,19 +39,32 @@ def sample_steps(count: int, affordable: int | None) -> tuple[tuple[int, ...], A
     steps : tuple of int
         :data:`~simulator.offload.plan.PREFILL`, then numbers of decode steps, increasing.
     weights : array, shape (passes,)
-        They sum to ``count`` + 1. A step's time is taken as linear in its number between two samples. The step before
-        each sample is simulated too, with weight 0, since passes overlap; the first and the last stand for themselves.
+        They sum to the number of all passes. A step's time is taken as linear in its number between two samples. The
+        step before each sample is simulated too, with weight 0, since passes overlap; the first and the last stand for
+        themselves.
     """
+    count = len(computation)
     everything = (PREFILL, *range(count))
-    if affordable is None or count + 1 <= max(affordable, 2 * SAMPLES + 4):
+    if affordable is None or count + 1 <= max(affordable, 2 * (SAMPLES + EXTRA_SAMPLES) + 4):
         return everything, np.ones(count + 1)
-    samples = np.unique(np.linspace(1, count - 2, SAMPLES).round().astype(int))
+    inner = np.arange(1, count - 1)
+    samples = _samples(inner, computation[1:-1])
     steps = sorted({PREFILL, 0, *(samples - 1).tolist(), *samples.tolist(), count - 1})
     weights = dict.fromkeys(steps, 0.0) | {PREFILL: 1.0, 0: 1.0, count - 1: 1.0}
-    inner = np.arange(1, count - 1)
     for index, step in enumerate(samples.tolist()):
         weights[step] += float(np.interp(inner, samples, np.eye(len(samples))[index]).sum())
     return tuple(steps), np.array([weights[step] for step in steps])
+
+
+def _samples(steps: npt.NDArray[np.int64], computation: Array) -> npt.NDArray[np.int64]:
+    """Choose evenly spaced steps, then again and again the one whose computation is interpolated worst."""
+    chosen = np.unique(np.linspace(0, len(steps) - 1, SAMPLES).round().astype(np.int64))
+    for _ in range(EXTRA_SAMPLES):
+        missed = np.abs(computation - np.interp(steps, steps[chosen], computation[chosen]))
+        if missed.sum() <= NEGLIGIBLE * computation.sum():
+            break
+        chosen = np.unique(np.append(chosen, missed.argmax()))
+    return steps[chosen]
 
 
 @dataclass(frozen=True)

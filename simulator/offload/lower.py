@@ -123,9 +123,13 @@ class _Zigzag:
         first = -1
         for batch in range(plan.batches):
             item = index * plan.batches + batch
+            # copies queue in the order in which they are needed: the next batch's cache, then weights ahead
+            if not self.emit.serial:
+                self._fetch(item + 1)
             if batch < self.pieces:
                 self._load(index + plan.prefetch)
-            self._fetch(item if self.emit.serial else item + 1)
+            if self.emit.serial:
+                self._fetch(item)
             self.emit.number = slot.number
             started = self._compute(item, slot, batch)
             if batch == 0:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from simulator.graph import FORMAT_BYTES, Numerics
-from simulator.offload.prices import Unit, price_units
+from simulator.offload.prices import BOTTLENECKS, Rows, Unit, price_units
 from simulator.offload.tiers import DRAM, GPU, NVME, Tiers, find_tiers
 from simulator.specs import MemroofError, OffloadScenario
 from simulator.specs.scenario import Placement
@@ -82,6 +84,14 @@ class Plan:
         """Name of a unit by its position in ``order``."""
         name = self.units[self.order[position]].name
         return name if position in (0, len(self.order) - 1) else f"{name} {position - 1}"
+
+    def computation(self) -> Rows:
+        """Seconds of computation in each decode step, on the accelerator and on CPUs; shape (steps,)."""
+        units = [self.units[index] for index in self.order]
+        prices = [price for unit in units for price in (unit.decode, unit.host) if price is not None]
+        rows = sum((price.rows for price in prices), start=np.zeros_like(units[0].decode.rows))
+        seconds: Rows = self.batches * rows[: self.steps, : len(BOTTLENECKS)].sum(axis=1)
+        return seconds
 
     def stored_bytes(self) -> float:
         """Weights of the whole model [B]."""

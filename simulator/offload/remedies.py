@@ -44,9 +44,12 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
 def _moves(plan: Plan, key: str, split: Split, size: float, short: Mapping[str, float]) -> Iterator[Remedy]:
     """Move shares down a tier: tenths that make up for what is short, one tenth more, all of them."""
     label = {"weights": "weights", "kv": "KV cache"}[key]
-    seen = {split}
+    seen = {split, _rounded(split.dram, split.nvme)}
     for tier in LADDER:
-        if tier not in plan.tiers.pools:
+        # moving down helps only where a tier above is short (or where nothing is: a limit is missed)
+        above = (GPU, DRAM)[: LADDER.index(tier) + 1]
+        lacking = any(short[name] > 0.0 and split.by_tier[name] for name in above if name in short)
+        if tier not in plan.tiers.pools or not (lacking or max(short.values()) <= 0.0):
             continue
         for moved in (
             _down(split, tier, size, short, 0),
@@ -62,7 +65,7 @@ def _moves(plan: Plan, key: str, split: Split, size: float, short: Mapping[str, 
 def _down(split: Split, target: str, size: float, short: Mapping[str, float], more: int) -> Split:
     """Move tenths from the tiers above a target that are short, and some more; unchanged if none is."""
     shares = split.by_tier
-    for tier in (GPU, DRAM)[: 1 if target == DRAM else 2]:
+    for tier in (GPU, DRAM)[: LADDER.index(target) + 1]:
         if short.get(tier, 0.0) > 0.0:
             moved = min(shares[tier], (math.ceil(short[tier] / size / STEP) + more) * STEP)
             shares[tier] -= moved

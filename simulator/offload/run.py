@@ -49,7 +49,7 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     needed = resident(plan)
     if any(use.free < 0 for use in needed):
         return _not_run(plan, needed)
-    steps, weights = sample_steps(plan.steps, None if detail else _affordable(plan))
+    steps, weights = sample_steps(plan.computation(), None if detail else _affordable(plan))
     lowered = lower(plan, steps)
     return _outcome(setup, plan, Account(lowered, execute(lowered.program), weights, plan.steps))
 
@@ -106,11 +106,18 @@ def _outcome(setup: Setup, plan: Plan, account: Account) -> Outcome:
         name: float(value) for name, value in zip(BOTTLENECKS, prefill + decode, strict=False) if value
     }
     return Outcome(
-        "generation_throughput", _metrics(setup, plan, (prefill, decode), times), memory,
-        {name: value for name, value in _classes(prefill + decode).items() if value}, bottlenecks, total,
-        _assumptions(plan, account, fits=all(use.free >= 0 for use in memory)), SOURCES, account.timeline, 1, account.computing() / total,
-        _tables(plan, account, total),
-    )  # fmt: skip
+        headline="generation_throughput",
+        metrics=_metrics(setup, plan, (prefill, decode), times),
+        memory=memory,
+        class_times={name: value for name, value in _classes(prefill + decode).items() if value},
+        bottlenecks=bottlenecks,
+        total_time=total,
+        assumptions=_assumptions(setup, plan, account, fits=all(use.free >= 0 for use in memory)),
+        sources=SOURCES,
+        timeline=account.timeline,
+        busy_fraction=account.computing() / total,
+        tables=_tables(plan, account, total),
+    )
 
 
 def _tables(plan: Plan, account: Account, total: float) -> dict[str, dict[str, Any]]:
@@ -120,8 +127,8 @@ def _tables(plan: Plan, account: Account, total: float) -> dict[str, dict[str, A
     steps = np.arange(plan.steps)
     return {
         "links": {
-            "link": [name for name, _ in links], "bytes": size, "bandwidth": bandwidth, "achieved_bandwidth": size / total,
-            "share_of_bandwidth": size / total / bandwidth,
+            "link": [name for name, _ in links], "bytes": size, "bandwidth": bandwidth,
+            "achieved_bandwidth": size / total, "share_of_bandwidth": size / total / bandwidth,
         },
         "steps": {"step": steps, "context": plan.prompt + steps, "time": account.step_times},
     }  # fmt: skip
@@ -182,7 +189,7 @@ def _classes(row: Array) -> dict[OperatorClass, float]:
     return dict(zip(OPERATOR_CLASSES, row[len(BOTTLENECKS) :].tolist(), strict=True))
 
 
-def _assumptions(plan: Plan, account: Account, *, fits: bool) -> tuple[str, ...]:
+def _assumptions(setup: Setup, plan: Plan, account: Account, *, fits: bool) -> tuple[str, ...]:
     prefetch, on_cpu = plan.prefetch, plan.cpu_attention
     found = [
         f"one block of {plan.block} sequences, {plan.batches} GPU batches of {plan.batch}, all prompts of {plan.prompt} tokens",
@@ -201,6 +208,8 @@ def _assumptions(plan: Plan, account: Account, *, fits: bool) -> tuple[str, ...]
             "reads from flash are sequential"
             + (", staged in DRAM layer by layer" if plan.tiers.staged else "")
         )
+    if setup.model.moe and plan.weights.away:
+        found.append("all experts of a layer are fetched, whichever are chosen")
     if len(account.weights) <= plan.steps:
         simulated = np.count_nonzero(account.weights[1:])
         found.append(

@@ -129,7 +129,8 @@ def _checks(result: Result) -> Table | None:
         rows.append((check.found.label, check.text, found, verdict, check.source))
     for check in result.limits:
         found = quantity(check.found.value, check.found.dimension)
-        rows.append((check.found.label, check.text, found, "held" if check.ok else "MISSED", "limit"))
+        bound = text.bound_text(check).removeprefix(check.found.label).strip()
+        rows.append((check.found.label, bound, found, "held" if check.ok else "MISSED", "limit"))
     header = ("figure", "expected", "found", "verdict", "source")
     return Table("Against what is known and required", header, tuple(rows), (1, 2)) if rows else None
 

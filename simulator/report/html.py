@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simulator.report.content import content
+from simulator.report.text import fullest
 
 if TYPE_CHECKING:
     from simulator.analysis import Result
+    from simulator.engine import Timeline
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -35,22 +37,41 @@ def html(result: Result) -> str:
     return page.render(page=content(result), drawings=_drawings(result), version=_version())
 
 
-def _drawings(result: Result) -> dict[str, Drawing]:
+def _drawings(result: Result) -> dict[str, list[Drawing]]:
     from simulator.analysis import plots
     from simulator.analysis.figures import svg
 
     found = {
-        "bottlenecks": Drawing(svg(plots.plot_bottlenecks(result)), "Where the time goes."),
-        "roofline": Drawing(
-            svg(plots.plot_roofline(result)),
-            "Operators of one device under its roof; the area of a mark follows its share of the time.",
-        ),
-        "sensitivity": Drawing(svg(plots.plot_sensitivity(result)), "Each hardware figure raised by 10 % on its own."),
+        "bottlenecks": [Drawing(svg(plots.plot_bottlenecks(result)), "Where the time goes.")],
+        "roofline": [
+            Drawing(
+                svg(plots.plot_roofline(result)),
+                "Operators of one device under its roof; the area of a mark follows its share of the time.",
+            )
+        ],
+        "sensitivity": [
+            Drawing(svg(plots.plot_sensitivity(result)), "Each hardware figure raised by 10 % on its own.")
+        ],
     }
-    if result.timeline is not None and result.timeline.n_tasks:
-        found["footprint"] = Drawing(svg(plots.plot_footprint(result)), "Bytes resident over time, by category.")
-        found["timeline"] = Drawing(svg(plots.plot_timeline(result)), "What ran when, on each stream and link.")
+    timeline = result.timeline
+    if timeline is not None and timeline.n_tasks:
+        found["footprint"] = [
+            Drawing(svg(plots.plot_footprint(result, memory)), "Bytes resident over time, by category.")
+            for memory in _drawn_memories(result, timeline)
+        ]
+        found["timeline"] = [Drawing(svg(plots.plot_timeline(result)), "What ran when, on each stream and link.")]
+        window = plots.close_window(timeline)
+        if window is not None:
+            closer = Drawing(svg(plots.plot_timeline(result, window)), "A closer look, half-way through.")
+            found["timeline"].append(closer)
     return found
+
+
+def _drawn_memories(result: Result, timeline: Timeline) -> list[str | None]:
+    """Return the fullest memory of each tier where the timeline knows it by name; else whichever is fullest."""
+    known = {memory.name for memory in timeline.ledger.memories.values()}
+    named: list[str | None] = [use.memory for use in fullest(result.memory) if use.memory in known]
+    return named or ([None] if known else [])
 
 
 def _version() -> str:

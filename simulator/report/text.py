@@ -22,13 +22,14 @@ FORMULAS: Mapping[str, str] = {
     "transfer": "transfer_time",
 }
 """Operator class to the function of :mod:`simulator.cost` that prices it; its documentation cites the source."""
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 _SHARES = 6
 _CATEGORIES = 6
 
 
 def run_lines(result: Result) -> list[str]:
     """Return the answer of ``memroof run``: how fast, against what, does it fit, what binds it, what it rests on."""
-    lines = [title(result), "", *value_lines(result.values.values(), result.headline.key)]
+    lines = [title(result), "", *summary_lines(result.values, result.headline.key)]
     if not result.fits:
         lines.append("these figures hold if the memory were large enough; it is not, see below")
     checks = [*map(_expectation, result.expectations), *map(_limit, result.limits)]
@@ -44,9 +45,28 @@ def run_lines(result: Result) -> list[str]:
 def title(result: Result) -> str:
     """Return what was asked in one line."""
     hardware, outcome = result.setup.hardware, result.outcome
-    nodes = f"{hardware.nodes} x " if hardware.nodes > 1 else ""
-    devices = f", {outcome.devices} x {hardware.device.name}" if hardware.device.name != hardware.name else ""
-    return f"{result.name}: {result.kind} of {result.setup.model.name} on {nodes}{hardware.name}{devices}"
+    if hardware.device.name == hardware.name:
+        place = f"{outcome.devices} x {hardware.name}"
+    else:
+        nodes = f"{hardware.nodes} x " if hardware.nodes > 1 else ""
+        place = f"{nodes}{hardware.name}, {outcome.devices} x {hardware.device.name}"
+    return f"{result.name}: {result.kind} of {result.setup.model.name} on {place}"
+
+
+def summary_lines(values: Mapping[str, Value], headline: str) -> list[str]:
+    """Return figures in brief: the headline first, means and percentiles side by side, counts of nothing left out."""
+    spread: dict[str, dict[str, Value]] = {}
+    for key, value in values.items():
+        stem, _, statistic = key.rpartition("_")
+        if statistic in STATISTICS:
+            spread.setdefault(stem, {})[statistic] = value
+    single = {
+        key: value
+        for key, value in values.items()
+        if key.rpartition("_")[0] not in spread or key == headline
+        if value.value != 0.0 or value.dimension != "count"
+    }
+    return [*value_lines(single.values(), headline), *_spread_lines(spread)]
 
 
 def value_lines(values: Iterable[Value], headline: str) -> list[str]:
@@ -194,6 +214,12 @@ def place(use: MemoryUse) -> str:
     return use.memory if not use.label or use.label in use.memory else f"{use.memory} of {use.label}"
 
 
+def bound_text(check: Check) -> str:
+    """Return a limit in words: ``step time at most 2 s``."""
+    side = "at least" if check.text.lstrip().startswith(">") else "at most"
+    return f"{check.found.label} {side} {check.text.lstrip(' ><=')}"
+
+
 def sweep_lines(sweep: Sweep) -> list[str]:
     """Return the table of ``memroof whatif``: the varied keys, then what came out; why a row has no answer."""
     headline = sweep.headline.replace("_", " ")
@@ -239,6 +265,19 @@ def fit_lines(report: FitReport) -> list[str]:
     return lines
 
 
+def _spread_lines(spread: Mapping[str, Mapping[str, Value]]) -> list[str]:
+    """Return one row a figure with its mean and percentiles."""
+    if not spread:
+        return []
+    used = [name for name in STATISTICS if any(name in group for group in spread.values())]
+    rows: list[tuple[str, ...]] = [("", *used)]
+    for group in spread.values():
+        label = next(iter(group.values())).label.rpartition(",")[0] or next(iter(group.values())).label
+        cells = (group.get(name) for name in used)
+        rows.append((label, *(quantity(cell.value, cell.dimension) if cell else "" for cell in cells)))
+    return ["", *columns(rows, right=range(1, len(used) + 1))]
+
+
 def _memory_line(use: MemoryUse) -> str:
     share = use.peak / use.capacity if use.capacity else 0.0
     free = f"{quantity(use.free, 'bytes')} free" if use.free >= 0 else f"{quantity(-use.free, 'bytes')} SHORT"
@@ -254,7 +293,7 @@ def _expectation(check: Check) -> tuple[str, str]:
 
 def _limit(check: Check) -> tuple[str, str]:
     verdict = "held" if check.ok else "MISSED"
-    return "limit", f"{check.found.label} {check.text}: {quantity(check.found.value, check.found.dimension)}, {verdict}"
+    return "limit", f"{bound_text(check)}: {quantity(check.found.value, check.found.dimension)}, {verdict}"
 
 
 def _other_memories(memory: Sequence[MemoryUse]) -> list[str]:
@@ -274,8 +313,8 @@ def _formula_rows(classes: Iterable[str]) -> list[str]:
     rows = []
     for name in classes:
         function = FORMULAS.get(name, "")
-        documentation = (getattr(cost, function).__doc__ or "") if function else "the constants of the calibration, host"
-        rows.append((name, f"simulator.cost.{function}" if function else "-", documentation.partition("\n")[0]))
+        documentation = (getattr(cost, function).__doc__ or "") if function else "The constants of the calibration."
+        rows.append((name, f"simulator.cost.{function}" if function else "-", documentation.partition("\n")[0].replace("``", "")))
     return columns(rows, indent="  ")
 
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from simulator.engine import Program, Simulation, Timeline
+from simulator.serving.iteration import Pricer
 from simulator.serving.kv_cache import PagedCache
-from simulator.serving.workload import Floats, Integers, Requests
+from simulator.serving.workload import Floats, Requests
 
 LONGEST_RUN = 4096
 """Decode steps that are priced at once; a longer run is cut, to the same result."""
@@ -39,44 +39,6 @@ class Policy:
     static: bool = False
     watermark: float = 0.01
     """Share of the cache that admission leaves free for those who run (none is left where nothing runs)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Prices of consecutive iterations of one batch.
-
-    Attributes
-    ----------
-    seconds : array, shape (steps,)
-        Of each iteration [s].
-    fixed : array, shape (parts,)
-        What every iteration adds to the account, by part.
-    varying : tuple of (int, array of shape (steps,))
-        What further parts get in each iteration.
-    """
-
-    seconds: Floats
-    fixed: Floats
-    varying: tuple[tuple[int, Floats], ...] = ()
-
-    def total(self, count: int) -> Floats:
-        """Account of the first ``count`` iterations, by part."""
-        account = self.fixed * count
-        for part, values in self.varying:
-            account[part] += values[:count].sum()
-        return account
-
-
-class Pricer(Protocol):
-    """Knows how long an iteration takes."""
-
-    def decode(self, contexts: Integers, steps: int) -> Steps:
-        """Price ``steps`` iterations that add a token to each sequence; contexts as cached before the first."""
-        ...
-
-    def mixed(self, new: Integers, cached: Integers, contexts: Integers, sampled: int) -> Steps:
-        """Price one iteration: prompt pieces of ``new`` tokens after ``cached`` ones, and decodes after contexts."""
-        ...
 
 
 @dataclass
@@ -185,8 +147,8 @@ class _Replica:
         self.used = 0.0
         self.admitted, self.first_token, self.end = (np.full(count, np.nan) for _ in range(3))
         self.preemptions = 0
-        self.prefill_account: Floats | None = None
-        self.decode_account: Floats | None = None
+        self.prefill_account: Floats | float = 0.0
+        self.decode_account: Floats | float = 0.0
         self.log = Log()
         program = Program("serving replica")
         self.stream = program.stream("replica")
@@ -199,12 +161,10 @@ class _Replica:
     def run(self) -> Served:
         self.simulation.at(self.arrivals[0], self._wake)
         timeline = self.simulation.run()
-        nothing = np.zeros(0)
-        decode, prefill = self.decode_account, self.prefill_account
-        prefill = nothing if prefill is None else prefill
+        prefill = np.asarray(self.prefill_account)
         return Served(
             self.requests, self.admitted, self.first_token, self.end, self.preemptions,
-            prefill, np.zeros_like(prefill) if decode is None else decode, self.log, timeline,
+            prefill, np.zeros_like(prefill) + self.decode_account, self.log, timeline,
         )  # fmt: skip
 
     def _wake(self) -> None:
@@ -284,17 +244,17 @@ class _Replica:
         head = np.array(
             [self.waiting[i] for i in range(min(len(self.waiting), self.policy.max_batch))], np.int64
         )
-        most = len(head)
-        sizes = np.zeros(0)
-        while most:
-            batch = head[:most]
-            sizes = self.cache.size(self.requests.prompt[batch] + self.requests.output[batch].max() - 1)
-            if sizes.sum() <= self.cache.capacity:
-                break
-            most -= max(1, most // 64)
-        for request, size in zip(head[:most].tolist(), sizes.tolist(), strict=False):
-            self.waiting.popleft()
-            self._enter(request, size)
+        if not len(head):
+            return
+
+        def reserved(count: int) -> Floats:
+            batch = head[:count]
+            longest = self.requests.output[batch].max()
+            return np.asarray(self.cache.size(self.requests.prompt[batch] + longest - 1))
+
+        count = _largest(lambda count: bool(reserved(count).sum() <= self.cache.capacity), len(head))
+        for size in reserved(count).tolist():
+            self._enter(self.waiting.popleft(), size)
 
     # --- blocks ---
 
@@ -318,16 +278,6 @@ class _Replica:
             self.waiting.appendleft(request)
             self.preemptions += 1
 
-    def _steps_that_fit(self, most: int) -> int:
-        """Return the largest count of steps up to ``most`` whose blocks there are; one is known to fit."""
-        if not self._overfull(most):
-            return most
-        low, high = 1, most
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._overfull(middle) else (middle, high)
-        return low
-
     def _grow(self, steps: int) -> None:
         sizes = self._sizes(steps)
         self.used += float(sizes.sum() - self.held[self.decoding].sum())
@@ -348,8 +298,7 @@ class _Replica:
         new = np.array([piece for _, piece in pieces], np.int64)
         finished = ids[self.cached[ids] + new == self.target[ids]].tolist()
         steps = self.pricer.mixed(new, self.cached[ids], self.cached[decoding], len(finished) + len(decoding))
-        account = steps.total(1)
-        self.prefill_account = account if self.prefill_account is None else self.prefill_account + account
+        self.prefill_account = self.prefill_account + steps.total(1)
         self._record(steps.seconds[0], 1, len(decoding), len(pieces), int(new.sum()))
 
         def end(task: int) -> None:
@@ -374,14 +323,13 @@ class _Replica:
         left = self.requests.output[ids] - self.produced[ids]
         most = min(int(left.max() if self.policy.static else left.min()), self.longest_run)
         if not self.policy.static:
-            most = self._steps_that_fit(most)
+            most = _largest(lambda steps: not self._overfull(steps), most)
         steps = self.pricer.decode(self.cached[ids], most)
         ends = np.cumsum(steps.seconds)
         count = min(most, self._steps_to_arrival(ends))
         if not self.policy.static:
             self._grow(count)
-        account = steps.total(count)
-        self.decode_account = account if self.decode_account is None else self.decode_account + account
+        self.decode_account = self.decode_account + steps.total(count)
         self._record(ends[count - 1], count, len(ids), 0, 0)
 
         def end(task: int) -> None:
@@ -424,3 +372,14 @@ class _Replica:
     def _submit(self, seconds: float, tag: str, name: str, end: Callable[[int], None]) -> None:
         self._hold()
         self.simulation.compute(self.stream, seconds, tag=tag, name=name, on_end=end)
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest count up to ``most`` that fits, where fewer always fit and one is known to."""
+    if fits(most):
+        return most
+    low, high = 1, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

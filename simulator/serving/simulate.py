@@ -113,7 +113,9 @@ def _unfit(setup: Setup, plan: ReplicaPlan) -> Outcome:
     )
     memory = MemoryUse(store.name, store.tier, plan.usable, plan.needed, 0.0, held, tuple(largest))
     metrics = unserved_metrics()
-    metrics["kv_capacity"] = Metric("tokens that the KV cache holds", float(plan.cache.tokens), "tokens", 0.0, "higher")
+    metrics["kv_capacity"] = Metric(
+        "tokens that the KV cache holds", float(plan.cache.tokens), "tokens", 0.0, "higher"
+    )
     notes = (
         "nothing was run: weights, workspace and the cache of the longest request exceed the memory that may be used",
     )

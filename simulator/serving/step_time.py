@@ -29,7 +29,7 @@ from simulator.graph import (
     build,
 )
 from simulator.graph.build import LOGIT_BYTES
-from simulator.serving.scheduler import Steps
+from simulator.serving.iteration import Steps
 from simulator.serving.workload import Floats, Integers
 from simulator.specs import OPERATOR_CLASSES, Model, OperatorClass, Span
 from simulator.strategy import Bottleneck
@@ -59,7 +59,7 @@ class Account:
 
 
 class StepPricer:
-    """Prices iterations for a model on one rank of a tensor-parallel group; a :class:`scheduler.Pricer`.
+    """Prices iterations for a model on one rank of a tensor-parallel group; an :class:`~simulator.serving.iteration.Pricer`.
 
     Parameters
     ----------

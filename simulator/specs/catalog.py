@@ -239,7 +239,9 @@ class Catalog:
         components: dict[str, object] = {"gpu": {"device": device.name, "count": count}}
         wires: list[object] = []
         fabric = self._fabric(device, count)
-        if count > 1 and fabric:
+        if count > 1 and fabric and self.link(fabric).maximum_peers:
+            wires.append({"between": ("gpu", "gpu"), "link": fabric})
+        elif count > 1 and fabric:
             components["switch"] = {"switch": True}
             wires.append({"between": ("gpu", "switch"), "link": fabric})
         node = Node.model_validate(
@@ -259,7 +261,7 @@ class Catalog:
         )
 
     def _fabric(self, device: Processor, count: int) -> str | None:
-        """What joins that many bare devices: their fabric, or the host link where a bridge joins only pairs."""
+        """Return what joins bare devices: their fabric, or the host link where it does not reach that many."""
         if device.fabric is None:
             return device.host_link
         peers = self.link(device.fabric).maximum_peers

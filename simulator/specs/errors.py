@@ -51,6 +51,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the nearest known names, or an empty text."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    # names that are much further off than the nearest one only distract
+    likeness = [difflib.SequenceMatcher(None, match, name.lower()).ratio() for match in near]
+    near = [match for match, ratio in zip(near, likeness, strict=True) if ratio >= likeness[0] - 0.1]
     if not near:
         return f"; known: {', '.join(sorted(by_lower.values()))}" if 0 < len(by_lower) <= 12 else ""
     return "; did you mean " + " or ".join(repr(by_lower[match]) for match in near) + "?"

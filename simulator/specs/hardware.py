@@ -153,7 +153,8 @@ class LinkType(Spec):
     latency: Seconds
     """One way, hardware and driver together, for a small message."""
     maximum_peers: Count | None = None
-    """Other parts that it can join one part to (1: a bridge between two cards); absent where a switch joins any count."""
+    """Other parts that one part is wired to directly (1: a bridge between two cards, 7: eight all-to-all); absent where a
+    switch joins any count."""
     in_network_reduction: bool = False
     """True where the switch reduces (NVLink SHARP, InfiniBand SHARP)."""
 

@@ -34,7 +34,7 @@ class Document:
         place = key
         while place and place not in self.marks:
             place = place[:-1]
-        file, line, column = self.marks.get(place, (self.file, 1, 1))
+        file, line, column = self.marks.get(place, (self.file, 1 if self.marks else 0, 1))
         return Problem(file, line, column, dotted(key), message)
 
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from serving_cases import LLAMA_8B, LLAMA_70B, make_setup, small
 
+from simulator.cost import CostModel
 from simulator.serving import make_plan, remedies, simulate
-from simulator.specs import MemroofError, Model, OffloadScenario
+from simulator.specs import Catalog, MemroofError, Model, OffloadScenario
 from simulator.specs.catalog import scenario_with
 from simulator.strategy import Setup
 
@@ -253,3 +254,21 @@ def test_other_kinds_are_refused():
     with pytest.raises(MemroofError, match="offload"):
         simulate(other)
     assert list(remedies(other)) == []
+
+
+# --- shipped scenarios ---
+
+
+@pytest.mark.parametrize(
+    "name", ["llama3.1-70b-8xh100", "llama3.1-8b-h100-offline", "qwen2.5-32b-2xh100-slo"]
+)
+def test_shipped_scenarios_fit_and_are_not_saturated(name):
+    catalog = Catalog(environment={})
+    scenario = catalog.scenario(f"serving/{name}")
+    hardware = catalog.hardware(scenario.hardware)
+    cost = CostModel(hardware.device, catalog.calibration(hardware.device))
+    outcome = simulate(Setup(scenario, catalog.model(scenario.model), hardware, cost))
+    assert outcome.fits
+    assert outcome.headline in outcome.metrics
+    assert set(scenario.limit) <= set(outcome.metrics)
+    assert "saturated" not in outcome.metrics or outcome.metrics["saturated"].value == 0.0

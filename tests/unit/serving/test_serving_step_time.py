@@ -65,6 +65,7 @@ def test_a_prefill_is_the_sum_of_the_prefill_graph(model, tensor):
     steps = prices.mixed(np.array([300]), np.array([0]), np.zeros(0, int), 1)
     assert steps.seconds[0] == pytest.approx(seconds + HOST, rel=1e-9)
     assert steps.total(1)[FLOPS] == pytest.approx(flops, rel=1e-9)
+    assert steps.seconds[0] > flops / cost.device.compute.matrix["bf16"]
 
 
 @pytest.mark.parametrize("model", [LLAMA_8B, MLA, WINDOWED])
