@@ -24,7 +24,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simulator.analysis import FitReport, Result, Sweep, fit, load, run, whatif
+    from simulator.analysis.fit import FitReport, fit
+    from simulator.analysis.result import Result
+    from simulator.analysis.run import load, run
+    from simulator.analysis.whatif import Sweep, whatif
     from simulator.report import render_report
     from simulator.specs import Catalog, MemroofError
 

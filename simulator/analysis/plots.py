@@ -39,17 +39,25 @@ def plot_footprint(result: Result, memory: str | None = None) -> Figure:
     if not memories or (memory is not None and memory not in memories):
         known = ", ".join(memories) or "none"
         raise MemroofError(f"{result.name}: no memory {memory!r} in the timeline; known: {known}")
-    name = memory or max(memories, key=lambda each: timeline.ledger.peak(each).bytes / (memories[each].capacity or 1.0))
+    name = memory or max(
+        memories, key=lambda each: timeline.ledger.peak(each).bytes / (memories[each].capacity or 1.0)
+    )
     times, by_category = timeline.ledger.resident(name)
     return figures.footprint_figure(
-        times, by_category, capacity=memories[name].capacity, end=timeline.makespan, title=f"bytes resident in {name}"
+        times,
+        by_category,
+        capacity=memories[name].capacity,
+        end=timeline.makespan,
+        title=f"bytes resident in {name}",
     )
 
 
 def plot_timeline(result: Result, window: tuple[float, float] | None = None) -> Figure:
     """Draw what ran where over a window [s], the whole run if absent; MemroofError if no timeline was kept."""
     when = f" from {format_quantity(window[0], 'seconds')}" if window else ""
-    return figures.timeline_figure(_timeline(result), window=window, title=f"{result.name}: what ran when{when}")
+    return figures.timeline_figure(
+        _timeline(result), window=window, title=f"{result.name}: what ran when{when}"
+    )
 
 
 def close_window(timeline: Timeline) -> tuple[float, float] | None:
@@ -65,7 +73,10 @@ def close_window(timeline: Timeline) -> tuple[float, float] | None:
 
 def plot_bottlenecks(result: Result) -> Figure:
     """Draw what the time is lost to."""
-    return figures.bottleneck_figure(result.shares, title=f"{result.name}: time by what binds it")
+    return figures.bottleneck_figure(
+        {str(name): share for name, share in result.shares.items()},
+        title=f"{result.name}: time by what binds it",
+    )
 
 
 def plot_sensitivity(result: Result) -> Figure:
@@ -147,12 +158,13 @@ def _decode_graph(result: Result, scenario: ServingScenario | OffloadScenario) -
     strategy = scenario.strategy
     numerics = Numerics.of(strategy.precision, strategy.weight_precision, strategy.kv_precision)
     if isinstance(scenario, OffloadScenario):
-        batch, context = scenario.workload.batch, scenario.workload.prompt + scenario.workload.output // 2
-        return build(result.setup.model, Shape(batch, 1, context, "decode"), Partition(), numerics)
+        cached = scenario.workload.prompt + scenario.workload.output // 2
+        return build(
+            result.setup.model, Shape(scenario.workload.batch, 1, cached, "decode"), Partition(), numerics
+        )
     values: dict[str, Any] = result.values
     running = next((values[key].value for key in ("mean_batch", "largest_batch") if key in values), 1.0)
-    context = _mean_context(scenario)
-    shape = Shape(max(1.0, running), 1, context, "decode")
+    shape = Shape(max(1.0, running), 1, _mean_context(scenario), "decode")
     return build(result.setup.model, shape, Partition(scenario.strategy.tensor_parallel), numerics)
 
 

@@ -17,10 +17,18 @@ _POSITIVE = click.IntRange(min=1)
 @click.command("fit")
 @click.argument("model", metavar="MODEL", shell_complete=complete("model"))
 @click.argument("hardware", metavar="HARDWARE", shell_complete=complete("device", "node", "cluster"))
-@click.option("--precision", default="bf16", show_default=True, metavar="FORMAT", help="Format that weights are stored in.")
+@click.option(
+    "--precision",
+    default="bf16",
+    show_default=True,
+    metavar="FORMAT",
+    help="Format that weights are stored in.",
+)
 @click.option("--kv", metavar="FORMAT", help="Format that keys and values are stored in; 16 bit if absent.")
 @click.option("--context", type=_POSITIVE, metavar="TOKENS", help="Tokens of a sequence, prompt and output.")
-@click.option("--tp", type=_POSITIVE, metavar="DEGREE", help="Devices that share the model; all of a node if absent.")
+@click.option(
+    "--tp", type=_POSITIVE, metavar="DEGREE", help="Devices that share the model; all of a node if absent."
+)
 @click.option("--nodes", type=_POSITIVE, help="Nodes, where HARDWARE is a node or cluster.")
 @click.option("--count", type=_POSITIVE, help="Devices, where HARDWARE is a bare device.")
 @set_option
@@ -55,9 +63,17 @@ def command(
         raise click.UsageError("--count belongs to a bare device; use --nodes for a node or cluster")
     if nodes and device:
         raise click.UsageError("--nodes belongs to a node or cluster; use --count for a bare device")
-    choice = HardwareChoice(device=hardware, count=count) if device else HardwareChoice(node=hardware, nodes=nodes)
+    choice = (
+        HardwareChoice(device=hardware, count=count) if device else HardwareChoice(node=hardware, nodes=nodes)
+    )
     report = fit(
-        model, choice, catalog=catalog, precision=precision, kv_precision=kv, context=context, tensor_parallel=tp
+        model,
+        choice,
+        catalog=catalog,
+        precision=precision,
+        kv_precision=kv,
+        context=context,
+        tensor_parallel=tp,
     )
     if as_json:
         print_json(report.to_dict())

@@ -51,7 +51,9 @@ def scenario_command(kind: str, name: str, flags: Sequence[Flag], help_text: str
     """
     every = (*flags, *HARDWARE_FLAGS)
 
-    def callback(model: str, hardware: str, paths: tuple[Path, ...], assignments: tuple[str, ...], **options: Any) -> int:
+    def callback(
+        model: str, hardware: str, paths: tuple[Path, ...], assignments: tuple[str, ...], **options: Any
+    ) -> int:
         from simulator.cli.run import answer
 
         overrides = assigned(assignments)
@@ -71,14 +73,19 @@ def scenario_command(kind: str, name: str, flags: Sequence[Flag], help_text: str
     for decorate in (json_option, path_option, set_option):
         command = decorate(command)
     command = click.option(
-        "--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the scenario as YAML too."
+        "--save",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Write the scenario as YAML too.",
     )(command)
     for flag in reversed(every):
         command = click.option(
             flag.name, is_flag=bool(flag.switch), required=flag.required, help=flag.help,
             metavar=None if flag.switch else flag.key.rpartition(".")[2].upper(),
         )(command)  # fmt: skip
-    command = click.argument("hardware", metavar="HARDWARE", shell_complete=complete("device", "node", "cluster"))(command)
+    command = click.argument(
+        "hardware", metavar="HARDWARE", shell_complete=complete("device", "node", "cluster")
+    )(command)
     command = click.argument("model", metavar="MODEL", shell_complete=complete("model"))(command)
     return click.command(name, help=help_text)(command)
 
@@ -108,8 +115,20 @@ def build_document(
     """
     from simulator.specs.source import Document
 
-    level = "device" if hardware in catalog.names("device") else "cluster" if hardware in catalog.names("cluster") else "node"
-    data: dict[str, Any] = {"kind": kind, "hardware": {level: hardware}, "model": model, "workload": {}, "strategy": {}}
+    level = (
+        "device"
+        if hardware in catalog.names("device")
+        else "cluster"
+        if hardware in catalog.names("cluster")
+        else "node"
+    )
+    data: dict[str, Any] = {
+        "kind": kind,
+        "hardware": {level: hardware},
+        "model": model,
+        "workload": {},
+        "strategy": {},
+    }
     marks: dict[tuple[str | int, ...], tuple[str, int, int]] = {
         (): (f"memroof {command}", 0, 0),
         ("model",): ("MODEL", 0, 0),
@@ -137,7 +156,11 @@ def check_document(document: Document, catalog: Catalog, overrides: dict[str, st
     from simulator.specs import FOLDERS
     from simulator.specs.source import override
 
-    own = {key: value for key, value in overrides.items() if key.partition(".")[0] not in FOLDERS or key == "model"}
+    own = {
+        key: value
+        for key, value in overrides.items()
+        if key.partition(".")[0] not in FOLDERS or key == "model"
+    }
     scenario = catalog.check_scenario(override(document, own) if own else document)
     choice = scenario.hardware
     name = f"{scenario.model} on {choice.device or choice.node or choice.cluster}"

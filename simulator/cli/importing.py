@@ -14,7 +14,9 @@ from simulator.cli.output import note, print_json, print_lines, write_text
 
 @click.command("import")
 @click.argument("config", type=click.Path(path_type=Path), metavar="CONFIG.json")
-@click.option("--name", metavar="NAME", help="Name of the model; the output file's or the folder's name if absent.")
+@click.option(
+    "--name", metavar="NAME", help="Name of the model; the output file's or the folder's name if absent."
+)
 @click.option("--source", default="", metavar="TEXT", help="Where the configuration comes from.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",

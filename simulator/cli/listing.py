@@ -11,7 +11,9 @@ from simulator.cli.lazy import EXIT_INPUT
 from simulator.cli.options import json_option, open_catalog, path_option
 from simulator.cli.output import note, print_json, print_lines
 
-_KINDS = {f"{kind}s": kind for kind in ("device", "link", "node", "cluster", "model", "scenario", "calibration")}
+_KINDS = {
+    f"{kind}s": kind for kind in ("device", "link", "node", "cluster", "model", "scenario", "calibration")
+}
 
 
 @click.command("list")
@@ -29,7 +31,10 @@ def command(kind: str | None, paths: tuple[Path, ...], as_json: bool) -> int:
 
     catalog = open_catalog(paths)
     if kind is None and not as_json:
-        counts = [(plural, str(len(catalog.names(single))), f"memroof list {plural}") for plural, single in _KINDS.items()]
+        counts = [
+            (plural, str(len(catalog.names(single))), f"memroof list {plural}")
+            for plural, single in _KINDS.items()
+        ]
         print_lines([*columns(counts, right=[1]), ""])
     listed = list(_KINDS) if kind is None and as_json else [kind or "scenarios"]
     table: dict[str, list[dict[str, Any]]] = {plural: [] for plural in listed}

@@ -13,7 +13,11 @@ FLAGS = (
     Flag("--weights-nvme", "strategy.weights.nvme", "Share of the weights on flash."),
     Flag("--kv-dram", "strategy.kv.dram", "Share of the KV cache in host memory."),
     Flag("--kv-nvme", "strategy.kv.nvme", "Share of the KV cache on flash."),
-    Flag("--attention", "strategy.attention", "gpu or cpu: where decode attention over an offloaded cache runs."),
+    Flag(
+        "--attention",
+        "strategy.attention",
+        "gpu or cpu: where decode attention over an offloaded cache runs.",
+    ),
     Flag("--prefetch", "strategy.prefetch", "Layers fetched ahead (1: double buffering)."),
     Flag("--precision", "strategy.precision", "fp32, fp16 or bf16."),
     Flag("--weights", "strategy.weight_precision", "Format that weights are stored in (int4, ...)."),

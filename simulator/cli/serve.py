@@ -19,8 +19,16 @@ FLAGS = (
     Flag("--weights", "strategy.weight_precision", "Format that weights are stored in (int4, fp8, ...)."),
     Flag("--kv", "strategy.kv_precision", "Format that keys and values are stored in."),
     Flag("--memory-utilization", "strategy.memory_utilization", "Share of device memory that may be used."),
-    Flag("--limit-ttft", "limit.time_to_first_token_p99", "Largest 99th percentile of the time to first token: '2 s'."),
-    Flag("--limit-tpot", "limit.time_per_output_token_p99", "Largest 99th percentile of the time a token: '50 ms'."),
+    Flag(
+        "--limit-ttft",
+        "limit.time_to_first_token_p99",
+        "Largest 99th percentile of the time to first token: '2 s'.",
+    ),
+    Flag(
+        "--limit-tpot",
+        "limit.time_per_output_token_p99",
+        "Largest 99th percentile of the time a token: '50 ms'.",
+    ),
 )
 
 command = scenario_command(

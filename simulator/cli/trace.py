@@ -8,7 +8,14 @@ from pathlib import Path
 import click
 
 from simulator.cli.lazy import EXIT_OK, EXIT_UNFIT
-from simulator.cli.options import assigned, json_option, open_catalog, path_option, scenario_argument, set_option
+from simulator.cli.options import (
+    assigned,
+    json_option,
+    open_catalog,
+    path_option,
+    scenario_argument,
+    set_option,
+)
 from simulator.cli.output import note, print_json, write_text
 
 

@@ -20,7 +20,12 @@ FLAGS = (
     Flag("--precision", "strategy.precision", "fp32, tf32, fp16, bf16 or fp8."),
     Flag("--optimizer", "strategy.optimizer", "adam or sgd."),
     Flag("--zero", "strategy.zero_stage", "0, or 1 to shard optimizer states over the replicas."),
-    Flag("--overlap", "strategy.overlap_gradient_reduction", "Reduce gradients during the backward pass.", switch="true"),
+    Flag(
+        "--overlap",
+        "strategy.overlap_gradient_reduction",
+        "Reduce gradients during the backward pass.",
+        switch="true",
+    ),
 )
 
 command = scenario_command(

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command("whatif")
+@click.command(
+    "whatif",
+    epilog="For example: memroof whatif training/gpt3-175b-64xa100 --vary strategy.recompute=none,selective,full",
+)
 @scenario_argument
 @click.option(
     "--vary", "varied", multiple=True, required=True, metavar="KEY=A,B,C",
@@ -40,18 +43,16 @@ def command(
     paths: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Answer a scenario for every combination of the varied keys.
-
-    \b
-    memroof whatif training/gpt3-175b-64xa100 --vary strategy.recompute=none,selective,full
-    """
+    """Answer a scenario for every combination of the varied keys."""
     from simulator.analysis import whatif
     from simulator.report.text import sweep_lines
 
     vary = {key: split_values(key, text) for key, text in assigned(varied, "--vary").items()}
     sweep = whatif(scenario, vary, paths=paths, overrides=assigned(assignments), jobs=jobs)
     if as_json:
-        print_json({"keys": sweep.keys, "headline": sweep.headline, "dimension": sweep.dimension, "rows": sweep.rows})
+        print_json(
+            {"keys": sweep.keys, "headline": sweep.headline, "dimension": sweep.dimension, "rows": sweep.rows}
+        )
     else:
         print_lines(sweep_lines(sweep))
     if csv_file is not None:

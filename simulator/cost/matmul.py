@@ -38,6 +38,7 @@ def matmul_time(
     left_bytes: float = 2.0,
     right_bytes: float = 2.0,
     out_bytes: float = 2.0,
+    row_padding: bool = True,
 ) -> Parts:
     """Return the time of ``count`` products (m, k) x (k, n) in one kernel, with the best tile and split.
 
@@ -57,6 +58,9 @@ def matmul_time(
         Added to every product [s].
     left_bytes, right_bytes, out_bytes : float
         Bytes an element of each operand.
+    row_padding : bool
+        Whether a tile of fewer than t_m rows takes as long as a full one (matrix units), or only as long as its rows
+        (vector units: a matrix-vector product is a stream of the matrix).
 
     Returns
     -------
@@ -82,7 +86,8 @@ def matmul_time(
     def candidate(tm: Any, tn: Any, split: Any, partial: Any) -> tuple[Any, Any]:
         tiles = np.ceil(m / tm) * np.ceil(n / tn) * (count * split)
         steps = np.ceil(tiles / units) * (k / split + prologue_k)
-        compute = steps * ((2.0 * tm * tn + 2.0 * tile_edge * (tm + tn)) / rate)
+        rows = tm if row_padding else np.minimum(tm, m)
+        compute = steps * ((2.0 * rows * tn + 2.0 * tile_edge * (rows + tn)) / rate)
         busy_share = np.minimum(np.maximum(tiles, 1.0) / busy, 1.0)
         return compute, (streamed + written * partial) / (bandwidth * busy_share)
 

@@ -175,6 +175,7 @@ class CostModel:
             work.m, work.n, work.k, work.count,
             peak=self._peak(work.format, True), launch=self._constants["host"]["launch"],
             left_bytes=work.left_bytes, right_bytes=work.right_bytes, out_bytes=work.out_bytes,
+            row_padding=bool(self.device.compute.matrix),
             **self._common, **constants,
         )  # fmt: skip
 

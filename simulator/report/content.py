@@ -100,7 +100,9 @@ def _tiles(result: Result) -> tuple[Tile, ...]:
     money = [(key, amount) for key, amount in result.money.items() if key != "dollars_per_second"]
     if money:
         key, amount = money[-1]
-        tiles.append(Tile("cost", quantity(amount, "dollars"), key.removeprefix("dollars_").replace("_", " ")))
+        tiles.append(
+            Tile("cost", quantity(amount, "dollars"), key.removeprefix("dollars_").replace("_", " "))
+        )
     elif "joules_per_token" in result.energy:
         joules = quantity(result.energy["joules_per_token"], "joules")
         tiles.append(Tile("energy", joules, "per token, accelerators alone"))
@@ -113,7 +115,9 @@ def _figures(result: Result) -> Table:
         (
             value.label,
             quantity(value.value, value.dimension),
-            "exact" if math.isclose(value.low, value.high) else between(value.low, value.high, value.dimension),
+            "exact"
+            if math.isclose(value.low, value.high)
+            else between(value.low, value.high, value.dimension),
         )
         for value in ordered
     )
@@ -158,7 +162,9 @@ def _ledger(use: MemoryUse) -> Table:
     ordered = sorted(use.by_category.items(), key=lambda item: (-item[1], item[0]))
     rows = [(name, quantity(size, "bytes"), share(size)) for name, size in ordered]
     rows.append(("in all", quantity(use.peak, "bytes"), share(use.peak)))
-    rows.append(("free" if use.free >= 0 else "MISSING", quantity(abs(use.free), "bytes"), share(abs(use.free))))
+    rows.append(
+        ("free" if use.free >= 0 else "MISSING", quantity(abs(use.free), "bytes"), share(abs(use.free)))
+    )
     note = f"at its fullest, {quantity(use.peak_time, 'seconds')} after the start"
     if use.largest:
         held = ", ".join(f"{holding.name} {quantity(holding.size, 'bytes')}" for holding in use.largest)
@@ -169,7 +175,9 @@ def _ledger(use: MemoryUse) -> Table:
 
 def _bottleneck(result: Result) -> Table:
     total = result.outcome.total_time
-    rows = tuple((name, quantity(share * total, "seconds"), percent(share)) for name, share in result.shares.items())
+    rows = tuple(
+        (name, quantity(share * total, "seconds"), percent(share)) for name, share in result.shares.items()
+    )
     return Table("Time by what binds it", ("bottleneck", "seconds", "share"), rows, (1, 2))
 
 
@@ -186,6 +194,8 @@ def _classes(result: Result) -> Table:
 
 
 def _sensitivity(result: Result) -> Table:
-    rows = tuple((row.figure, signed_percent(row.effect)) for row in result.sensitivity() if abs(row.effect) >= 5e-4)
+    rows = tuple(
+        (row.figure, signed_percent(row.effect)) for row in result.sensitivity() if abs(row.effect) >= 5e-4
+    )
     header = ("10 % more of", f"change of {result.headline.label}")
     return Table("What more hardware would change", header, rows, (1,))

@@ -112,7 +112,7 @@ def _peak(device: Processor) -> tuple[str, float]:
     for table in (device.compute.matrix, device.compute.vector):
         for number_format in _HEADLINE_FORMATS:
             if number_format in table:
-                return number_format, table[number_format]  # type: ignore[index]
+                return number_format, table[number_format]
     return next(iter(device.compute.vector.items()))
 
 
@@ -129,10 +129,18 @@ def _processor_facts(device: Processor) -> list[Fact]:
         return []
     peaks = {**device.compute.vector, **device.compute.matrix}
     facts = [
-        Fact(f"ridge_{number_format}", f"FLOP per byte at the ridge, {number_format}", peak / main.bandwidth, "ratio")
+        Fact(
+            f"ridge_{number_format}",
+            f"FLOP per byte at the ridge, {number_format}",
+            peak / main.bandwidth,
+            "ratio",
+        )
         for number_format, peak in peaks.items()
     ]
-    return [*facts, Fact("read_time", "time to read all of its memory", main.capacity / main.bandwidth, "seconds")]
+    return [
+        *facts,
+        Fact("read_time", "time to read all of its memory", main.capacity / main.bandwidth, "seconds"),
+    ]
 
 
 def _model_cells(name: str, model: Model) -> tuple[str, ...]:
@@ -141,7 +149,11 @@ def _model_cells(name: str, model: Model) -> tuple[str, ...]:
     facts = {fact.key: fact for fact in _model_facts(model)}
     parameters = quantity(facts["parameters"].value / 1e9, "ratio") + " B"
     layers = model.num_hidden_layers + model.num_encoder_layers
-    kv = f"KV {facts['kv_bytes_per_token'].value:,.0f} B/token" if "kv_bytes_per_token" in facts else "no KV cache"
+    kv = (
+        f"KV {facts['kv_bytes_per_token'].value:,.0f} B/token"
+        if "kv_bytes_per_token" in facts
+        else "no KV cache"
+    )
     return name, kind, parameters, f"{layers} layers", f"hidden {model.hidden_size}", kv, experts
 
 
@@ -152,14 +164,20 @@ def _model_facts(model: Model) -> list[Fact]:
     graph = build(model, Shape(1, 1, 1, phase="decode"), numerics=numerics)
     facts = [Fact("parameters", "parameters", float(graph.parameters), "count")]
     if model.parameters is not None:
-        facts.append(Fact("published_parameters", "parameters, as published", model.parameters.value, "count"))
+        facts.append(
+            Fact("published_parameters", "parameters, as published", model.parameters.value, "count")
+        )
     facts.append(Fact("weight_bytes", "weights in 16 bit", float(graph.weight_bytes), "bytes"))
     facts.append(Fact("decode_flops", "FLOP a generated token (no context)", float(graph.flops()), "FLOP"))
     kv = float(graph.kv_bytes(1))
     if kv and model.family != "encoder":
         facts.append(Fact("kv_bytes_per_token", "KV cache a token, bytes in 16 bit", kv, "count"))
         longest = float(graph.kv_bytes(model.max_position_embeddings))
-        facts.append(Fact("kv_bytes_longest", f"KV cache of {model.max_position_embeddings:,} tokens", longest, "bytes"))
+        facts.append(
+            Fact(
+                "kv_bytes_longest", f"KV cache of {model.max_position_embeddings:,} tokens", longest, "bytes"
+            )
+        )
     return facts
 
 
@@ -185,4 +203,10 @@ def _scenario_cells(name: str, scenario: Scenario) -> tuple[str, ...]:
     choice = scenario.hardware
     hardware = choice.device or choice.node or choice.cluster or ""
     count = choice.count or choice.nodes
-    return name, scenario.kind, scenario.model, f"{count} x {hardware}" if count else hardware, scenario.description
+    return (
+        name,
+        scenario.kind,
+        scenario.model,
+        f"{count} x {hardware}" if count else hardware,
+        scenario.description,
+    )

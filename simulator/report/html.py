@@ -59,7 +59,9 @@ def _drawings(result: Result) -> dict[str, list[Drawing]]:
             Drawing(svg(plots.plot_footprint(result, memory)), "Bytes resident over time, by category.")
             for memory in _drawn_memories(result, timeline)
         ]
-        found["timeline"] = [Drawing(svg(plots.plot_timeline(result)), "What ran when, on each stream and link.")]
+        found["timeline"] = [
+            Drawing(svg(plots.plot_timeline(result)), "What ran when, on each stream and link.")
+        ]
         window = plots.close_window(timeline)
         if window is not None:
             closer = Drawing(svg(plots.plot_timeline(result, window)), "A closer look, half-way through.")

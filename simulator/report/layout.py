@@ -119,7 +119,9 @@ def bullets(items: Iterable[str], indent: str = "  ") -> list[str]:
 def _wrap(text: str, width: int, indent: str) -> list[str]:
     """Wrap a text, never between a number and its unit or inside a word."""
     kept = _FIGURE.sub("\N{NO-BREAK SPACE}", text)
-    lines = textwrap.wrap(kept, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(
+        kept, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines] or [""]
 
 

@@ -20,7 +20,15 @@ def markdown(result: Result) -> str:
     lines = [f"# {page.name}", "", page.question, ""]
     lines += [page.description, ""] if page.description else []
     lines += [f"**{page.verdict}**", "", *tiles, ""]
-    tables = (page.figures, page.checks, page.remedies, *page.ledger, page.bottleneck, page.classes, page.sensitivity)
+    tables = (
+        page.figures,
+        page.checks,
+        page.remedies,
+        *page.ledger,
+        page.bottleneck,
+        page.classes,
+        page.sensitivity,
+    )
     for table in tables:
         if table is not None:
             lines += _table(table)

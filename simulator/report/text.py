@@ -122,8 +122,12 @@ def cost_line(result: Result) -> str:
     parts = []
     for key, value in result.money.items():
         unit = key.removeprefix("dollars_per_").replace("_", " ")
-        amount = quantity(value, "dollars/s") if unit == "second" else f"{quantity(value, 'dollars')} a {unit}"
-        parts.append(amount if unit != "million tokens" else f"{quantity(value, 'dollars')} per million tokens")
+        amount = (
+            quantity(value, "dollars/s") if unit == "second" else f"{quantity(value, 'dollars')} a {unit}"
+        )
+        parts.append(
+            amount if unit != "million tokens" else f"{quantity(value, 'dollars')} per million tokens"
+        )
     basis = rent(result)[1]
     text = f"{', '.join(parts)} ({basis})" if parts else "no price known"
     watts, joules = result.energy.get("watts"), result.energy.get("joules_per_token")
@@ -143,7 +147,9 @@ def bottleneck_line(shares: Mapping[Any, float]) -> str:
 def interval_line(result: Result) -> str:
     """Return the headline's interval and where the doubt comes from."""
     value = result.headline
-    doubt = ", ".join(f"{name} {percent(share)}" for name, share in list(result.doubt().items())[:3] if share > 0)
+    doubt = ", ".join(
+        f"{name} {percent(share)}" for name, share in list(result.doubt().items())[:3] if share > 0
+    )
     spread = between(value.low, value.high, value.dimension)
     return f"80 % for {value.label}: {spread}" + (f"; doubt from {doubt}" if doubt else "")
 
@@ -156,7 +162,13 @@ def categories_line(by_category: Mapping[str, float]) -> str:
 
 def explain_lines(result: Result) -> list[str]:
     """Return the answer of ``memroof explain``: ledger, time, sensitivity, doubt, sources, assumptions."""
-    lines = [title(result), "", *value_lines(result.values.values(), result.headline.key), "", "memory at its fullest"]
+    lines = [
+        title(result),
+        "",
+        *value_lines(result.values.values(), result.headline.key),
+        "",
+        "memory at its fullest",
+    ]
     for use in fullest(result.memory):
         lines += ledger_lines(use)
     lines += _other_memories(result.memory)
@@ -193,7 +205,10 @@ def explain_lines(result: Result) -> list[str]:
 def ledger_lines(use: MemoryUse) -> list[str]:
     """Return one memory's ledger: bytes by category at the peak, its moment, the largest holders."""
     ordered = sorted(use.by_category.items(), key=lambda item: (-item[1], item[0]))
-    rows = [(name, quantity(size, "bytes"), percent(size / use.capacity if use.capacity else 0.0)) for name, size in ordered]
+    rows = [
+        (name, quantity(size, "bytes"), percent(size / use.capacity if use.capacity else 0.0))
+        for name, size in ordered
+    ]
     rows += [
         ("in all", quantity(use.peak, "bytes"), percent(use.peak / use.capacity if use.capacity else 0.0)),
         ("free" if use.free >= 0 else "MISSING", quantity(abs(use.free), "bytes"), ""),
@@ -249,12 +264,19 @@ def fit_lines(report: FitReport) -> list[str]:
     """Return the answer of ``memroof fit``."""
     degree = report.tensor_parallel
     over = f"cut over {degree} of {report.devices}" if report.devices > 1 else "one device"
-    lines = [f"{report.model} on {report.hardware} ({over}), weights in {report.precision}, KV in {report.kv_precision}", ""]
+    lines = [
+        f"{report.model} on {report.hardware} ({over}), weights in {report.precision}, KV in {report.kv_precision}",
+        "",
+    ]
     verdict = "yes" if report.fits else f"NO: {quantity(report.shortfall, 'bytes')} short on each device"
     lines += labelled("fits", f"{verdict} (one sequence of {report.context:,} tokens)")
     lines += labelled("capacity", f"{quantity(report.capacity, 'bytes')} usable on each device")
-    lines += labelled("weights", f"{quantity(report.weights, 'bytes')} on each device ({report.parameters:,} parameters)")
-    lines += labelled("reserved", f"{quantity(report.reserved, 'bytes')} for driver context, libraries and workspaces")
+    lines += labelled(
+        "weights", f"{quantity(report.weights, 'bytes')} on each device ({report.parameters:,} parameters)"
+    )
+    lines += labelled(
+        "reserved", f"{quantity(report.reserved, 'bytes')} for driver context, libraries and workspaces"
+    )
     lines += labelled("KV cache", f"{report.kv_per_token:,.0f} bytes a token on each device")
     lines += labelled("largest batch", f"{report.largest_batch:,} sequences of {report.context:,} tokens")
     lines += labelled("largest context", f"{report.largest_context:,} tokens, one sequence")
@@ -299,7 +321,11 @@ def _limit(check: Check) -> tuple[str, str]:
 def _other_memories(memory: Sequence[MemoryUse]) -> list[str]:
     shown = [id(use) for use in fullest(memory)]
     rows = [
-        (place(use), quantity(use.peak, "bytes"), f"of {quantity(use.capacity, 'bytes')} at {quantity(use.peak_time, 'seconds')}")
+        (
+            place(use),
+            quantity(use.peak, "bytes"),
+            f"of {quantity(use.capacity, 'bytes')} at {quantity(use.peak_time, 'seconds')}",
+        )
         for use in memory
         if id(use) not in shown
     ]
@@ -313,13 +339,23 @@ def _formula_rows(classes: Iterable[str]) -> list[str]:
     rows = []
     for name in classes:
         function = FORMULAS.get(name, "")
-        documentation = (getattr(cost, function).__doc__ or "") if function else "The constants of the calibration."
-        rows.append((name, f"simulator.cost.{function}" if function else "-", documentation.partition("\n")[0].replace("``", "")))
+        documentation = (
+            (getattr(cost, function).__doc__ or "") if function else "The constants of the calibration."
+        )
+        rows.append(
+            (
+                name,
+                f"simulator.cost.{function}" if function else "-",
+                documentation.partition("\n")[0].replace("``", ""),
+            )
+        )
     return columns(rows, indent="  ")
 
 
 def _share_rows(rows: Iterable[tuple[Any, float, float]]) -> list[str]:
     from simulator.report.layout import bar
 
-    cells = [(str(name), quantity(seconds, "seconds"), percent(share), bar(share)) for name, seconds, share in rows]
+    cells = [
+        (str(name), quantity(seconds, "seconds"), percent(share), bar(share)) for name, seconds, share in rows
+    ]
     return columns(cells, right=[1, 2], indent="  ")

@@ -10,24 +10,59 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from user_catalog import FILES, UserCatalog
 
 REQUIRED = {
-    "models_zoo/tiny.yaml": (
-        "name source vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
-        "max_position_embeddings position normalization activation family kind"
-    ).split(),
-    "hardware_specs/devices/toy-gpu.yaml": (
-        "name vendor architecture source compute vector units clock memory technology capacity bandwidth power limit"
-    ).split(),
-    "scenarios/tiny-training.yaml": "hardware model workload global_batch sequence kind".split(),
+    "models_zoo/tiny.yaml": [
+        "name",
+        "source",
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "position",
+        "normalization",
+        "activation",
+        "family",
+        "kind",
+    ],
+    "hardware_specs/devices/toy-gpu.yaml": [
+        "name",
+        "vendor",
+        "architecture",
+        "source",
+        "compute",
+        "vector",
+        "units",
+        "clock",
+        "memory",
+        "technology",
+        "capacity",
+        "bandwidth",
+        "power",
+        "limit",
+    ],
+    "scenarios/tiny-training.yaml": ["hardware", "model", "workload", "global_batch", "sequence", "kind"],
 }
 QUANTITIES = {"bf16", "fp16", "fp32", "clock", "capacity", "bandwidth", "limit"}
-WHOLE = (
-    "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size "
-    "max_position_embeddings units count global_batch sequence tensor_parallel pipeline_parallel micro_batch"
-).split()
+WHOLE = [
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "units",
+    "count",
+    "global_batch",
+    "sequence",
+    "tensor_parallel",
+    "pipeline_parallel",
+    "micro_batch",
+]
 CHOICES = {"family", "position", "normalization", "activation", "schedule", "recompute", "precision", "kind"}
 NAMES = {"device", "model"}
 MAPPINGS = {"compute", "vector", "memory", "hbm", "power", "hardware", "workload", "strategy"}
@@ -84,7 +119,10 @@ def line_variants(file: str, text: str) -> Iterator[tuple[str, str]]:
     """Every variant that changes one line of a file: how it is broken, and the text."""
     for number, indent, key, value in keys(text):
         yield f"tab before {key}", replace(text, number, f"\t{indent}{key}: {value}")
-        yield f"duplicate {key}", replace(text, number, f"{indent}{key}: {value or '{}'}\n{indent}{key}: {value or '{}'}")
+        yield (
+            f"duplicate {key}",
+            replace(text, number, f"{indent}{key}: {value or '{}'}\n{indent}{key}: {value or '{}'}"),
+        )
         if key not in ("hbm", "name"):
             for wrong in (key + "x", key[:-1], key.upper(), key.replace("_", "-") + "s"):
                 yield f"misspelt {key}", replace(text, number, f"{indent}{wrong}: {value}")

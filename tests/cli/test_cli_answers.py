@@ -42,7 +42,12 @@ def test_set_overrides_the_scenario_and_the_hardware(user: UserCatalog) -> None:
 
     base = step_time()
     assert step_time("--set", "workload.global_batch=32") > base
-    slow = ("--set", "device.toy-gpu.memory.hbm.bandwidth=10 GB/s", "--set", "device.toy-gpu.compute.clock=1 GHz")
+    slow = (
+        "--set",
+        "device.toy-gpu.memory.hbm.bandwidth=10 GB/s",
+        "--set",
+        "device.toy-gpu.compute.clock=1 GHz",
+    )
     assert step_time(*slow) > base
 
 
@@ -56,7 +61,9 @@ def test_what_does_not_fit_exits_with_3_and_says_what_would(user: UserCatalog) -
     assert json.loads(user.memroof("run", "tiny-training", "--json", *small).stdout)["fits"] is False
 
 
-@pytest.mark.parametrize(("bound", "code", "word"), [("1 us", 3, "MISSED"), ("1 h", 0, "held"), ("'>1 us'", 0, "held")])
+@pytest.mark.parametrize(
+    ("bound", "code", "word"), [("1 us", 3, "MISSED"), ("1 h", 0, "held"), ("'>1 us'", 0, "held")]
+)
 def test_a_limit_is_held_or_missed(user: UserCatalog, bound: str, code: int, word: str) -> None:
     result = user.memroof("run", "tiny-training", "--set", f"limit.step_time={bound}")
     assert result.exit_code == code
@@ -65,7 +72,9 @@ def test_a_limit_is_held_or_missed(user: UserCatalog, bound: str, code: int, wor
 
 
 def test_a_published_figure_is_compared(user: UserCatalog) -> None:
-    result = user.memroof("run", "tiny-training", "--set", "expect.step_time={value: 1 s, source: a paper, tolerance: 0.1}")
+    result = user.memroof(
+        "run", "tiny-training", "--set", "expect.step_time={value: 1 s, source: a paper, tolerance: 0.1}"
+    )
     assert result.exit_code == 0
     assert re.search(r"published +step time 1 s: -\d+.\d %, outside its tolerance \(a paper\)", result.stdout)
 
@@ -79,7 +88,9 @@ def test_flags_ask_the_same_question_as_a_file(user: UserCatalog, tmp_path: Path
     from_flags = user.memroof("train", "tiny", "toy-gpu", *flags, "--save", str(saved), "--json")
     assert from_flags.exit_code == 0
     assert from_flags.stderr == f"wrote {saved}\n"
-    answers = [json.loads(user.memroof("run", name, "--json").stdout) for name in ("tiny-training", str(saved))]
+    answers = [
+        json.loads(user.memroof("run", name, "--json").stdout) for name in ("tiny-training", str(saved))
+    ]
     for answer in answers:
         assert answer["metrics"] == json.loads(from_flags.stdout)["metrics"]
 
@@ -94,8 +105,12 @@ def test_the_flag_is_the_place_of_an_error(user: UserCatalog) -> None:
     assert sorted(places) == ["--global-batch", "--recompute", "--set strategy.zero", "--tokens"]
 
 
-@pytest.mark.parametrize(("model", "hardware", "place"), [("tinny", "toy-gpu", "MODEL"), ("tiny", "toygpu", "HARDWARE")])
-def test_names_on_the_command_line_are_checked(user: UserCatalog, model: str, hardware: str, place: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "hardware", "place"), [("tinny", "toy-gpu", "MODEL"), ("tiny", "toygpu", "HARDWARE")]
+)
+def test_names_on_the_command_line_are_checked(
+    user: UserCatalog, model: str, hardware: str, place: str
+) -> None:
     result = user.memroof("train", model, hardware, "--global-batch", "8", "--sequence", "512")
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {place}: ")
@@ -104,7 +119,9 @@ def test_names_on_the_command_line_are_checked(user: UserCatalog, model: str, ha
 
 def test_switches_and_hardware_kinds(user: UserCatalog) -> None:
     common = ("--global-batch", "16", "--sequence", "512", "--json")
-    node = user.memroof("train", "tiny", "dgx-a100-80gb", *common, "--tp", "2", "--sp", "--nodes", "1", "--overlap")
+    node = user.memroof(
+        "train", "tiny", "dgx-a100-80gb", *common, "--tp", "2", "--sp", "--nodes", "1", "--overlap"
+    )
     assert node.exit_code == 0, node.stderr
     assert json.loads(node.stdout)["hardware"]["name"] == "dgx-a100-80gb"
     assert "tiny on dgx-a100-80gb" in json.loads(node.stdout)["scenario"]
@@ -157,7 +174,12 @@ def test_explain_shows_ledger_time_formulas_and_doubt(user: UserCatalog) -> None
 
 def test_explain_of_what_does_not_fit(user: UserCatalog) -> None:
     result = user.memroof(
-        "explain", "tiny-training", "--set", "device.toy-gpu.memory.hbm.capacity=1 GiB", "--set", "limit.step_time=1 h"
+        "explain",
+        "tiny-training",
+        "--set",
+        "device.toy-gpu.memory.hbm.capacity=1 GiB",
+        "--set",
+        "limit.step_time=1 h",
     )
     assert result.exit_code == 3
     assert "MISSING" in result.stdout

@@ -15,7 +15,11 @@ HEAVY = ("pandas", "matplotlib", "scipy", "networkx", "rich", "jinja2", "joblib"
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
     )
 
 
@@ -28,11 +32,40 @@ def loaded(code: str) -> set[str]:
 def test_help_lists_every_command_without_importing_any(user: UserCatalog) -> None:
     result = user.plain("--help")
     assert result.exit_code == 0
-    for name in "run fit train serve offload whatif explain list show import trace report".split():
+    for name in [
+        "run",
+        "fit",
+        "train",
+        "serve",
+        "offload",
+        "whatif",
+        "explain",
+        "list",
+        "show",
+        "import",
+        "trace",
+        "report",
+    ]:
         assert f"\n  {name} " in result.stdout
 
 
-@pytest.mark.parametrize("name", "run fit train serve offload whatif explain list show import trace report".split())
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run",
+        "fit",
+        "train",
+        "serve",
+        "offload",
+        "whatif",
+        "explain",
+        "list",
+        "show",
+        "import",
+        "trace",
+        "report",
+    ],
+)
 def test_every_command_has_help(user: UserCatalog, name: str) -> None:
     result = user.plain(name, "--help")
     assert result.exit_code == 0
@@ -60,7 +93,9 @@ def test_version(user: UserCatalog) -> None:
         (("list", "planets"), "error: invalid value"),
     ],
 )
-def test_usage_errors_are_one_line_and_a_way_on(user: UserCatalog, arguments: tuple[str, ...], line: str) -> None:
+def test_usage_errors_are_one_line_and_a_way_on(
+    user: UserCatalog, arguments: tuple[str, ...], line: str
+) -> None:
     result = user.plain(*arguments)
     assert result.exit_code == 2
     assert result.stdout == ""

@@ -46,7 +46,10 @@ def test_list_as_json(user: UserCatalog) -> None:
     data = json.loads(user.memroof("list", "models", "--json").stdout)
     tiny = next(row for row in data["models"] if row["name"] == "tiny")
     # 4 layers x (q, o: 256 x 256; k, v: 256 x 128; gate, up, down: 256 x 1024; 2 norms), 2 tables of 1024 x 256, 1 norm
-    assert tiny["parameters"] == 4 * (2 * 256**2 + 2 * 256 * 128 + 3 * 256 * 1024 + 2 * 256) + 2 * 1024 * 256 + 256
+    assert (
+        tiny["parameters"]
+        == 4 * (2 * 256**2 + 2 * 256 * 128 + 3 * 256 * 1024 + 2 * 256) + 2 * 1024 * 256 + 256
+    )
     assert tiny["kv_bytes_per_token"] == 4 * 2 * 128 * 2
 
 
@@ -79,7 +82,9 @@ def test_a_broken_entry_does_not_hide_the_others(user: UserCatalog) -> None:
         (("gpu",), ("matmul",)),
     ],
 )
-def test_show_gives_figures_and_what_follows(user: UserCatalog, names: tuple[str, ...], lines: tuple[str, ...]) -> None:
+def test_show_gives_figures_and_what_follows(
+    user: UserCatalog, names: tuple[str, ...], lines: tuple[str, ...]
+) -> None:
     result = user.memroof("show", *names)
     assert result.exit_code == 0, result.stderr
     for line in lines:
@@ -106,7 +111,10 @@ def test_show_of_every_cluster(user: UserCatalog) -> None:
 
 
 def test_a_name_of_two_kinds_asks_which(user: UserCatalog) -> None:
-    user.write("models_zoo/toy-gpu.yaml", (user.root / "models_zoo/tiny.yaml").read_text().replace("name: tiny", "name: toy-gpu"))
+    user.write(
+        "models_zoo/toy-gpu.yaml",
+        (user.root / "models_zoo/tiny.yaml").read_text().replace("name: tiny", "name: toy-gpu"),
+    )
     result = user.memroof("show", "toy-gpu")
     assert result.exit_code == 2
     assert "'toy-gpu' is a device and a model; say which: memroof show device toy-gpu" in result.stderr
@@ -129,7 +137,9 @@ def test_import_prints_without_a_file(user: UserCatalog, tmp_path: Path) -> None
     config.parent.mkdir()
     config.write_text(json.dumps(CONFIG))
     assert "name: my-model" in user.plain("import", str(config)).stdout
-    assert json.loads(user.plain("import", str(config), "--json", "--name", "x").stdout)["hidden_size"] == 4096
+    assert (
+        json.loads(user.plain("import", str(config), "--json", "--name", "x").stdout)["hidden_size"] == 4096
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +154,9 @@ def test_import_prints_without_a_file(user: UserCatalog, tmp_path: Path) -> None
         (b'{"model_type": "llama", "hidden_size": ' + b"9" * 5000 + b"}", "not valid JSON"),
     ],
 )
-def test_import_refuses_what_it_cannot_read(user: UserCatalog, tmp_path: Path, content: bytes, message: str) -> None:
+def test_import_refuses_what_it_cannot_read(
+    user: UserCatalog, tmp_path: Path, content: bytes, message: str
+) -> None:
     config = tmp_path / "config.json"
     config.write_bytes(content)
     result = user.plain("import", str(config))

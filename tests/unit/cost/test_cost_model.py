@@ -293,3 +293,13 @@ def test_a_link_is_named_by_whose_group_uses_it(a100):
         {"tensor": NVLINK, "expert": NVLINK},
     )
     assert set(total.by_bound) == {"tensor link", "expert link"}
+
+
+def test_vector_units_stream_the_matrix_of_a_matrix_vector_product():
+    """One row on a GPU without matrix units: the weights at the sustained bandwidth, as llama.cpp decodes on Apple."""
+    apple = CATALOG.processor("m2-max")
+    model = CostModel(apple, CATALOG.calibration(apple))
+    cost = model.price(Matmul(1, 8192, 8192, format="fp16"))
+    assert cost.bound == "memory"
+    streamed = 2 * 8192 * 8192 / (apple.memory["dram"].bandwidth * model.calibration.matmul.memory_efficiency)
+    assert streamed <= cost.time < 1.15 * streamed

@@ -47,7 +47,11 @@ def answer(folder: str, count: int = 4) -> Result:
 def copies() -> Timeline:
     """Weights that are copied over one link, two at once, while a device computes."""
     program = Program("copies")
-    gpu, link, memory = program.stream("gpu0.compute"), program.link("pcie", 1e9), program.memory("gpu0.hbm", 4e9)
+    gpu, link, memory = (
+        program.stream("gpu0.compute"),
+        program.link("pcie", 1e9),
+        program.memory("gpu0.hbm", 4e9),
+    )
     program.allocate(memory, 1e9, "cache", name="cache")
     first = program.transfer([link], 1e9, name="first", tag="copy")
     second = program.transfer([link], 0.5e9, name="second", tag="copy")

@@ -17,12 +17,14 @@ from simulator.specs import MemroofError
 
 
 def texts(figure: object) -> list[str]:
-    root = ElementTree.fromstring(figures.svg(figure))  # type: ignore[arg-type]  # noqa: S314
+    root = ElementTree.fromstring(figures.svg(figure))  # type: ignore[arg-type]
     return ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
 def test_footprint_stacks_categories_under_the_capacity() -> None:
-    figure = figures.footprint_figure([0.0, 1.0], {"kv": [1e9, 3e9], "weights": [8e9, 8e9]}, capacity=16e9, end=2.0)
+    figure = figures.footprint_figure(
+        [0.0, 1.0], {"kv": [1e9, 3e9], "weights": [8e9, 8e9]}, capacity=16e9, end=2.0
+    )
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["weights", "kv", "capacity"]
     assert axes.get_ylim()[1] > 16e9 / 2**30
@@ -73,14 +75,23 @@ def test_roofline_puts_points_under_the_roof() -> None:
 def test_bars_are_ordered_and_labelled() -> None:
     shown = texts(figures.bottleneck_figure({"memory": 0.2, "compute": 0.8, "latency": 0.0}))
     assert "80.0 %" in shown and "latency" not in shown
-    tornado = texts(figures.effect_figure([("bandwidth", -0.01), ("peak", 0.07), ("none", 0.0)], label="change [%]"))
+    tornado = texts(
+        figures.effect_figure([("bandwidth", -0.01), ("peak", 0.07), ("none", 0.0)], label="change [%]")
+    )
     assert "-1.00 %" in tornado and "+7.00 %" in tornado and "none" not in tornado
 
 
 def sweep(dimension: str) -> Sweep:
     def row(degree: int, batch: int, value: float | None, fits: bool) -> dict[str, object]:
         low, high = (None, None) if value is None else (value * 0.9, value * 1.1)
-        return {"a.degree": str(degree), "b.batch": str(batch), "value": value, "low": low, "high": high, "fits": fits}
+        return {
+            "a.degree": str(degree),
+            "b.batch": str(batch),
+            "value": value,
+            "low": low,
+            "high": high,
+            "fits": fits,
+        }
 
     rows = (row(1, 1, 2.0, False), row(2, 1, 1.0, True), row(1, 2, None, False), row(2, 2, 1.5, True))
     return Sweep(("a.degree", "b.batch"), "step_time", dimension, rows)
@@ -115,14 +126,22 @@ def test_points_of_a_result_stay_under_its_roof(tmp_path_factory: pytest.TempPat
     graph, passes = plots._graph(result)
     points = plots.roofline_points(result.setup, graph, passes)
     total = sum(point.flops for point in points)
-    assert total == pytest.approx(float(np.sum(graph.flops(("forward", "input_gradient", "weight_gradient")))))
+    assert total == pytest.approx(
+        float(np.sum(graph.flops(("forward", "input_gradient", "weight_gradient"))))
+    )
     for point in points:
         assert point.time >= point.bytes / device.memory["hbm"].bandwidth * 0.999 or point.bytes < 40e6
 
 
 def test_figures_of_a_result(tmp_path_factory: pytest.TempPathFactory) -> None:
     result = answer(str(tmp_path_factory.getbasetemp()))
-    drawn = (plots.plot_footprint, plots.plot_timeline, plots.plot_bottlenecks, plots.plot_sensitivity, plots.plot_roofline)
+    drawn = (
+        plots.plot_footprint,
+        plots.plot_timeline,
+        plots.plot_bottlenecks,
+        plots.plot_sensitivity,
+        plots.plot_roofline,
+    )
     for draw in drawn:
         assert figures.svg(draw(result)).startswith("<svg")
     with pytest.raises(MemroofError, match="no memory 'moon'"):

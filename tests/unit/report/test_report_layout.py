@@ -6,7 +6,17 @@ import math
 
 import pytest
 
-from simulator.report.layout import WIDTH, bar, between, bullets, columns, labelled, percent, quantity, signed_percent
+from simulator.report.layout import (
+    WIDTH,
+    bar,
+    between,
+    bullets,
+    columns,
+    labelled,
+    percent,
+    quantity,
+    signed_percent,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +52,13 @@ def test_intervals_say_a_shared_unit_once(low: float, high: float, dimension: st
 
 
 def test_shares() -> None:
-    assert [percent(share) for share in (0.0, 0.001, 0.014, 0.5, 1.0)] == ["0 %", "<1 %", "1 %", "50 %", "100 %"]
+    assert [percent(share) for share in (0.0, 0.001, 0.014, 0.5, 1.0)] == [
+        "0 %",
+        "<1 %",
+        "1 %",
+        "50 %",
+        "100 %",
+    ]
     assert [signed_percent(change) for change in (0.011, -0.25)] == ["+1.1 %", "-25.0 %"]
     assert [bar(share, 10) for share in (0.0, 0.001, 0.5, 2.0)] == ["", "#", "#####", "##########"]
 

@@ -53,7 +53,13 @@ def test_the_page_is_whole_and_needs_no_other_file(result: Result) -> None:
     assert outline.open == []
     assert all(link.startswith(("#", "data:")) for link in outline.links)
     assert "<script" not in page
-    headings = ("Figures", "Against what is known and required", "Time by what binds it", "Assumptions", "Sources")
+    headings = (
+        "Figures",
+        "Against what is known and required",
+        "Time by what binds it",
+        "Assumptions",
+        "Sources",
+    )
     assert set(headings) <= set(outline.headings)
     assert page.count("<svg") == 5
     assert "prefers-color-scheme: dark" in page and "@media print" in page
@@ -64,7 +70,9 @@ def test_the_page_is_the_same_byte_for_byte(result: Result) -> None:
 
 
 def test_texts_of_the_user_are_escaped(result: Result) -> None:
-    scenario = result.setup.scenario.model_copy(update={"name": "<script>alert(1)</script>", "description": "a & b"})
+    scenario = result.setup.scenario.model_copy(
+        update={"name": "<script>alert(1)</script>", "description": "a & b"}
+    )
     page = render_report(replace(result, setup=replace(result.setup, scenario=scenario)))
     assert "<script>" not in page
     assert "a &amp; b" in page
@@ -105,7 +113,9 @@ def test_money_and_energy_are_told_where_they_are_known(result: Result) -> None:
     def priced(price: dict[str, Any]) -> Result:
         machine = result.setup.hardware.machine
         machine = replace(machine, price=machine.price.model_copy(update=price))
-        return replace(result, setup=replace(result.setup, hardware=replace(result.setup.hardware, machine=machine)))
+        return replace(
+            result, setup=replace(result.setup, hardware=replace(result.setup.hardware, machine=machine))
+        )
 
     rented = priced({"rent": 10.0 / 3600.0, "purchase": None})
     text = "\n".join(run_lines(rented))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -34,7 +35,9 @@ def test_events_obey_the_format() -> None:
     for event in trace["traceEvents"]:
         for key, kind in REQUIRED[event["ph"]].items():
             assert isinstance(event[key], kind), event
-    named = {(e["pid"], e["tid"]) for e in trace["traceEvents"] if e["ph"] == "M" and e["name"] == "thread_name"}
+    named = {
+        (e["pid"], e["tid"]) for e in trace["traceEvents"] if e["ph"] == "M" and e["name"] == "thread_name"
+    }
     assert {(e["pid"], e["tid"]) for e in trace["traceEvents"] if e["ph"] == "X"} == named
 
 
@@ -70,7 +73,7 @@ def test_neighbours_never_overlap_after_rounding() -> None:
     for _ in range(50):
         program.compute(stream, 1e-9 / 3.0)
     events = [e for e in trace_of(execute(program))["traceEvents"] if e["ph"] == "X"]
-    for before, after in zip(events, events[1:], strict=False):
+    for before, after in pairwise(events):
         assert round(1e3 * (before["ts"] + before["dur"])) <= round(1e3 * after["ts"])
 
 
