@@ -73,10 +73,8 @@ def close_window(timeline: Timeline) -> tuple[float, float] | None:
 
 def plot_bottlenecks(result: Result) -> Figure:
     """Draw what the time is lost to."""
-    return figures.bottleneck_figure(
-        {str(name): share for name, share in result.shares.items()},
-        title=f"{result.name}: time by what binds it",
-    )
+    shares: dict[str, float] = dict(result.shares.items())
+    return figures.bottleneck_figure(shares, title=f"{result.name}: time by what binds it")
 
 
 def plot_sensitivity(result: Result) -> Figure:

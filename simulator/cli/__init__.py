@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("simulator.cli.show", "Show one entry of the catalog with sources and derived figures."),
     "import": ("simulator.cli.importing", "Turn a Hugging Face config.json into a model file."),
     "trace": ("simulator.cli.trace", "Write a scenario's timeline for ui.perfetto.dev."),
+    "validate": ("simulator.cli.validate", "Compare predictions with measured data sets."),
+    "calibrate": ("simulator.cli.calibrate", "Fit a device's constants on measured rows."),
     "report": ("simulator.cli.report", "Write a scenario's sizing report: HTML, Markdown, CSV."),
 }
 """Command name to the module that holds it (as ``command``) and its line in the help."""

@@ -6,9 +6,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -29,22 +30,36 @@ def note(text: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file; a folder that is missing or read-only is the user's to mend.
+    """Write a file; errors as for :func:`writing`."""
+    with writing(path) as stream:
+        stream.write(text)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file of bytes; errors as for :func:`writing`."""
+    with _told(path):
+        path.write_bytes(data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[TextIO]:
+    """Open a file for text; a folder that is missing or read-only is the user's to mend.
 
     Raises
     ------
     MemroofError
         If the file cannot be written.
     """
-    write_bytes(path, text.encode("utf-8"))
+    with _told(path), path.open("w", encoding="utf-8", newline="\n") as stream:
+        yield stream
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file of bytes; errors as for :func:`write_text`."""
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
     from simulator.specs.errors import MemroofError
 
     try:
-        path.write_bytes(data)
+        yield
     except OSError as error:
         raise MemroofError(f"{path}: cannot be written: {error.strerror}") from None
 

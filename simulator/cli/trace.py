@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import click
@@ -16,7 +15,7 @@ from simulator.cli.options import (
     scenario_argument,
     set_option,
 )
-from simulator.cli.output import note, print_json, write_text
+from simulator.cli.output import note, print_json, writing
 
 
 @click.command("trace")
@@ -39,9 +38,8 @@ def command(
     result = run(scenario, catalog=open_catalog(paths, assigned(assignments)), detail=True)
     if result.timeline is None:
         raise MemroofError(f"{result.name}: this strategy keeps no timeline")
-    buffer = io.StringIO()
-    count = write_trace(result.timeline, buffer, result.name)
-    write_text(file, buffer.getvalue())
+    with writing(file) as stream:
+        count = write_trace(result.timeline, stream, result.name)
     note(f"wrote {file}: {count:,} events; open it at https://ui.perfetto.dev")
     if as_json:
         print_json({"file": str(file), "events": count, "seconds": result.timeline.makespan})

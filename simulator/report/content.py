@@ -142,17 +142,19 @@ def _checks(result: Result) -> Table | None:
 def _remedies(result: Result) -> Table | None:
     if result.ok:
         return None
+    found, goal = text.remedies(result)
     rows = tuple(
         (
             remedy.description,
             quantity(remedy.headline.value, remedy.headline.dimension) if remedy.headline else "-",
-            " ".join(f"--set {key}={value}" for key, value in remedy.overrides.items()),
+            text.as_options(remedy),
         )
-        for remedy in result.remedies()
+        for remedy in found
     )
     note = "\n".join(result.shortfalls)
-    title = "What would make it fit" if not result.fits else "What may hold the limit"
-    return Table(title, ("change", result.headline.label, "as options"), rows, (1,), note)
+    return Table(
+        goal[0].upper() + goal[1:], ("change", result.headline.label, "as options"), rows, (1,), note
+    )
 
 
 def _ledger(use: MemoryUse) -> Table:

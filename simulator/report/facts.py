@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 from simulator.report.layout import quantity
@@ -21,6 +22,8 @@ from simulator.specs import (
     Scenario,
 )
 
+_LINE = 90
+"""Characters of a description in a list."""
 _HEADLINE_FORMATS = ("bf16", "fp16", "tf32", "fp32")
 
 
@@ -75,7 +78,7 @@ def one_line(catalog: Catalog, kind: str, name: str) -> tuple[str, ...]:
     if isinstance(item, Model):
         return _model_cells(name, item)
     if isinstance(item, Calibration):
-        return name, item.source
+        return name, shorten(item.source, _LINE, placeholder=" ...")
     return _scenario_cells(name, item)
 
 
@@ -208,5 +211,5 @@ def _scenario_cells(name: str, scenario: Scenario) -> tuple[str, ...]:
         scenario.kind,
         scenario.model,
         f"{count} x {hardware}" if count else hardware,
-        scenario.description,
+        shorten(scenario.description, _LINE, placeholder=" ..."),
     )

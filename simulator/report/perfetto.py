@@ -47,13 +47,11 @@ def write_trace(timeline: Timeline, stream: IO[str], name: str = "") -> int:
 
 
 def events(timeline: Timeline) -> Iterator[dict[str, Any]]:
-    """Yield the trace's events: names of processes and threads, then tasks, then resident bytes."""
+    """Yield the trace's events: tasks, then resident bytes, then the names of processes and threads."""
     tracks = _Tracks()
-    tasks = list(_tasks(timeline, tracks))
-    counters = list(_counters(timeline, tracks))
+    yield from _tasks(timeline, tracks)
+    yield from _counters(timeline, tracks)
     yield from tracks.names()
-    yield from tasks
-    yield from counters
 
 
 class _Tracks:

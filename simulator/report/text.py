@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from simulator.report.layout import between, bullets, columns, labelled, percent, quantity, signed_percent
 
 if TYPE_CHECKING:
-    from simulator.analysis import Check, FitReport, Result, Sweep, Value
+    from simulator.analysis import Check, FitReport, RemedyTried, Result, Sweep, Value
     from simulator.strategy import MemoryUse
 
 FORMULAS: Mapping[str, str] = {
@@ -30,12 +31,9 @@ _CATEGORIES = 6
 def run_lines(result: Result) -> list[str]:
     """Return the answer of ``memroof run``: how fast, against what, does it fit, what binds it, what it rests on."""
     lines = [title(result), "", *summary_lines(result.values, result.headline.key)]
-    if not result.fits:
+    if not result.fits and result.outcome.total_time > 0.0:
         lines.append("these figures hold if the memory were large enough; it is not, see below")
-    checks = [*map(_expectation, result.expectations), *map(_limit, result.limits)]
-    lines += ["", *fits_lines(result), *remedy_lines(result)]
-    for label, text in checks:
-        lines += labelled(label, text)
+    lines += ["", *fits_lines(result), *check_lines(result), *remedy_lines(result)]
     lines += labelled("cost", cost_line(result))
     lines += ["", *labelled("bottleneck", bottleneck_line(result.shares))]
     lines += labelled("interval", interval_line(result))
@@ -98,21 +96,37 @@ def fullest(memory: Sequence[MemoryUse]) -> list[MemoryUse]:
     return [min((use for use in memory if use.tier == tier), key=lambda use: use.free) for tier in tiers]
 
 
+def check_lines(result: Result) -> list[str]:
+    """Return the answer against what was published, and against its limits."""
+    checks = [*map(_expectation, result.expectations), *map(_limit, result.limits)]
+    return [line for label, text in checks for line in labelled(label, text)]
+
+
 def remedy_lines(result: Result) -> list[str]:
     """Return what would make it fit or hold its limits, tried out; nothing where all is well."""
     if result.ok:
         return []
-    found = result.remedies()
-    goal = "what would make it fit" if not result.fits else "what may hold the limit"
+    found, goal = remedies(result)
     if not found:
         return [f"{goal}: no single change that was tried"]
     rows = []
     for remedy in found:
         speed = remedy.headline
         figure = f"{speed.label} {quantity(speed.value, speed.dimension)}" if speed else ""
-        assignments = " ".join(f"--set {key}={value}" for key, value in remedy.overrides.items())
-        rows.append((f"- {remedy.description}", figure, assignments))
+        rows.append((f"- {remedy.description}", figure, as_options(remedy)))
     return [f"{goal}:", *columns(rows, indent="  ")]
+
+
+def remedies(result: Result) -> tuple[list[RemedyTried], str]:
+    """Return the changes that make it fit (and hold its limits, where only these are missed), and what they achieve."""
+    if not result.fits:
+        return list(result.remedies()), "what would make it fit"
+    return [remedy for remedy in result.remedies() if remedy.ok], "what would hold the limit"
+
+
+def as_options(remedy: RemedyTried) -> str:
+    """Return a change as a user types it."""
+    return " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in remedy.overrides.items())
 
 
 def cost_line(result: Result) -> str:
@@ -193,8 +207,8 @@ def explain_lines(result: Result) -> list[str]:
     lines += columns([(row.figure, signed_percent(row.effect)) for row in effects], right=[1], indent="  ")
     if not effects:
         lines.append("  nothing: no hardware figure binds it")
-    checks = [*map(_expectation, result.expectations), *map(_limit, result.limits)]
-    lines += ["", *(line for label, text in checks for line in labelled(label, text))] if checks else []
+    checks = check_lines(result)
+    lines += ["", *checks] if checks else []
     lines += ["", "formulas", *_formula_rows(name for name, seconds in classes if seconds > 0)]
     lines += ["", "sources", *bullets(result.sources)]
     lines += ["", "assumptions", *bullets(result.assumptions)]

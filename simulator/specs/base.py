@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from simulator import units
@@ -127,6 +127,7 @@ DollarRate = Annotated[float, _Quantity("dollars/s", exclusive=False)]
 Rate = Annotated[float, _Quantity("1/s")]
 Tokens = Annotated[float, _Quantity("tokens")]
 Number = Annotated[float, _Quantity("number")]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 
 Anything = TypeVar("Anything", bound=Spec)
 

@@ -135,6 +135,25 @@ class HostConstants(Spec):
     """Clock of the matrix units after minutes of load (power and heat), over that of a benchmark of some milliseconds."""
 
 
+class FitRecord(Spec):
+    """Where fitted constants of a class come from, and how good they are on groups that the fit has not seen."""
+
+    data: str
+    """Data sets, by their path in a measurements folder."""
+    rows: int
+    """Rows that were fitted on."""
+    held_out: int
+    """Rows that judge: whole groups."""
+    groups: str
+    """What was held out together."""
+    median: float
+    """Median absolute relative error of the rows held out."""
+    mean: float
+    shared: float
+    """Share of the residual variance that kernels have in common; the rest is each kernel's own."""
+    date: str = ""
+
+
 class Calibration(Spec):
     """Constants for a device, an architecture or a kind, and the doubt about them."""
 
@@ -150,14 +169,19 @@ class Calibration(Spec):
     transfer: TransferConstants = TransferConstants()
     host: HostConstants = HostConstants()
     error: dict[OperatorClass, Fraction] = Field(default_factory=dict)
-    """Relative standard error of a predicted time, by operator class."""
+    """Relative standard error of a single kernel's predicted time, by operator class."""
+    fits: dict[OperatorClass, FitRecord] = Field(default_factory=dict)
+    """Provenance of fitted constants, by operator class."""
 
 
 def merge_calibration(layers: Sequence[Calibration]) -> Calibration:
     """Lay special constants over general ones, key by key; the name and sources of all layers are kept."""
     merged = layers[0]
     for layer in layers[1:]:
-        update: dict[str, object] = {"error": {**merged.error, **layer.error}}
+        update: dict[str, object] = {
+            "error": {**merged.error, **layer.error},
+            "fits": {**merged.fits, **layer.fits},
+        }
         for name in Calibration.model_fields:
             value = getattr(layer, name)
             if isinstance(value, Spec):

@@ -16,7 +16,7 @@ def test_run_tells_everything_a_decision_needs(user: UserCatalog) -> None:
     assert result.exit_code == 0
     assert result.stderr == ""
     text = result.stdout
-    assert text.startswith("tiny-training: training of tiny on toy-gpu")
+    assert text.startswith("tiny-training: training of tiny on 4 x toy-gpu")
     assert re.search(r"^step time +[\d.,]+ \w+ +\(80 %: [\d.,]+ to [\d.,]+ \w+\)$", text, re.MULTILINE)
     assert re.search(r"^fits +yes$", text, re.MULTILINE)
     assert re.search(r"^  hbm +[\d.]+ \w+ of 16.0 GiB", text, re.MULTILINE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from simulator.analysis import Result, run
 from simulator.engine import Program, Timeline, execute
@@ -36,12 +38,35 @@ activation: silu
 @lru_cache
 def answer(folder: str, count: int = 4) -> Result:
     """The answer of the scenario, with the model in a folder."""
-    from pathlib import Path
-
     path = Path(folder) / "tiny.yaml"
     path.write_text(MODEL)
     hardware = {"device": "a100-80gb-sxm", "count": str(count)}
     return run({**SCENARIO, "model": str(path), "hardware": hardware, "name": "tiny"})
+
+
+SERVING = {
+    "kind": "serving",
+    "hardware": {"device": "a100-80gb-sxm"},
+    "workload": {
+        "rate": "50 req/s",
+        "requests": "60",
+        "prompt": {"uniform": ["32", "64"]},
+        "output": {"mean": "16"},
+    },
+}
+OFFLOAD = {
+    "kind": "offload",
+    "hardware": {"node": "gcp-n1-t4"},
+    "workload": {"prompt": "64", "output": "8", "batch": "4"},
+    "strategy": {"weights": {"dram": "0.5", "nvme": "0.5"}, "kv": "dram"},
+}
+
+
+def other(folder: str, scenario: dict[str, Any], **changes: Any) -> Result:
+    """The answer of another scenario on the same model."""
+    path = Path(folder) / "tiny.yaml"
+    path.write_text(MODEL)
+    return run({**scenario, "model": str(path), "name": "tiny", **changes})
 
 
 def copies() -> Timeline:

@@ -6,10 +6,13 @@ import math
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from report_cases import answer, copies
+from report_cases import OFFLOAD, SERVING, answer, copies, other
 
 from simulator.analysis import Sweep, figures, plots
 from simulator.engine import Program, execute
@@ -146,3 +149,42 @@ def test_figures_of_a_result(tmp_path_factory: pytest.TempPathFactory) -> None:
         assert figures.svg(draw(result)).startswith("<svg")
     with pytest.raises(MemroofError, match="no memory 'moon'"):
         plots.plot_footprint(result, "moon")
+
+
+REQUESTS = [{"arrival": f"{number} ms", "prompt": "40", "output": "10"} for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "changes"),
+    [
+        (SERVING, {}),
+        (SERVING, {"workload": {"arrival": "list", "list": REQUESTS}}),
+        (SERVING, {"workload": {"arrival": "offline", "prompt": "32", "output": "300", "requests": "4"}}),
+        (OFFLOAD, {}),
+    ],
+)
+def test_figures_of_serving_and_offload(
+    tmp_path: Path, scenario: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    result = other(str(tmp_path), scenario, **changes)
+    shown = texts(plots.plot_roofline(result))
+    assert any("mlp.up" in text for text in shown)
+    assert texts(plots.plot_footprint(result))
+    assert texts(plots.plot_timeline(result))
+
+
+def test_a_closer_look_holds_some_tasks_of_a_long_run(tmp_path: Path) -> None:
+    assert plots.close_window(copies()) is None
+    timeline = other(str(tmp_path), SERVING, workload={**SERVING["workload"], "requests": "200"}).timeline
+    assert timeline is not None
+    window = plots.close_window(timeline)
+    assert window is not None
+    inside = np.sum((timeline.stream >= 0) & (timeline.end > window[0]) & (timeline.start < window[1]))
+    assert plots.CLOSE_TASKS / 3 < inside < plots.CLOSE_TASKS * 3
+
+
+def test_without_a_timeline_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    result = other(str(tmp_path), SERVING)
+    bare = replace(result, outcome=replace(result.outcome, timeline=None))
+    with pytest.raises(MemroofError, match="keeps no timeline"):
+        plots.plot_timeline(bare)

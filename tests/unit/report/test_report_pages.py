@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
-from report_cases import answer
+from report_cases import OFFLOAD, SERVING, answer, other
 
 from simulator.analysis import Result
 from simulator.report import render_report
@@ -130,3 +131,19 @@ def test_nothing_held_is_said(result: Result) -> None:
     lines = run_lines(bare)
     assert "fits            nothing is held" in lines
     assert "bottleneck      nothing runs" in lines
+
+
+def test_percentiles_stand_side_by_side(tmp_path: Path) -> None:
+    lines = run_lines(other(str(tmp_path), SERVING))
+    header = next(
+        number for number, line in enumerate(lines) if line.split() == ["mean", "p50", "p90", "p99"]
+    )
+    assert lines[header + 1].startswith("time to first token")
+    assert not any(line.startswith("preemptions") for line in lines)
+
+
+def test_every_tier_has_its_ledger_and_its_footprint(tmp_path: Path) -> None:
+    page = render_report(other(str(tmp_path), OFFLOAD))
+    for tier in ("hbm", "dram", "nvme"):
+        assert f"({tier}, " in page
+    assert page.count("Bytes resident over time") == 3
