@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from simulator.analysis.result import Result, Value
 from simulator.analysis.run import cost_model
 from simulator.analysis.strategies import strategy
 from simulator.specs import Hardware, MemroofError, Processor, scenario_with
-from simulator.specs.machine import Edge, Machine, Store
+from simulator.specs.machine import Edge, Store
 from simulator.strategy import Remedy, Setup
 
 STEP = 0.1
@@ -81,11 +80,7 @@ def _with_device(hardware: Hardware, change: Callable[[Processor], Processor]) -
         replace(engine, device=change(engine.device)) if engine.component == machine.accelerator else engine
         for engine in machine.engines
     )
-    return replace(hardware, machine=_machine(machine, engines=engines))
-
-
-def _machine(machine: Machine, **changes: Any) -> Machine:
-    return replace(machine, **changes)
+    return replace(hardware, machine=replace(machine, engines=engines))
 
 
 def _peak(hardware: Hardware, factor: float) -> Hardware:
@@ -120,7 +115,7 @@ def _with_stores(hardware: Hardware, chosen: Callable[[Store], bool], factor: fl
         replace(store, read=faster(store.read), write=faster(store.write)) if chosen(store) else store
         for store in hardware.machine.stores
     )
-    return replace(hardware, machine=_machine(hardware.machine, stores=stores))
+    return replace(hardware, machine=replace(hardware.machine, stores=stores))
 
 
 def _links(hardware: Hardware, factor: float, *, peers: bool) -> Hardware:
@@ -128,13 +123,17 @@ def _links(hardware: Hardware, factor: float, *, peers: bool) -> Hardware:
     machine = hardware.machine
     between = set(machine.peer_edges(0, 1)) if len(machine.ranks) > 1 else set()
     kinds = {edge.link.name for edge in between if edge.link is not None}
+    channels = {store.owner for store in machine.stores if store.tier == "dram"}
+
+    def chosen(a: str, b: str, edge: Edge) -> bool:
+        joins_peers = edge.link is not None and edge.link.name in kinds
+        return joins_peers if peers else not joins_peers and not channels & {a, b}
+
     links = tuple(
-        (a, b, replace(edge, bandwidth=edge.bandwidth * factor))
-        if (edge.link is not None and edge.link.name in kinds) == peers
-        else (a, b, edge)
+        (a, b, replace(edge, bandwidth=edge.bandwidth * factor) if chosen(a, b, edge) else edge)
         for a, b, edge in machine.links
     )
-    return replace(hardware, machine=_machine(machine, links=links))
+    return replace(hardware, machine=replace(machine, links=links))
 
 
 def _network(hardware: Hardware, factor: float) -> Hardware:
@@ -145,6 +144,17 @@ def _network(hardware: Hardware, factor: float) -> Hardware:
     return replace(hardware, network=levels)
 
 
+def _host_memory(hardware: Hardware, factor: float) -> Hardware:
+    """Scale DRAM ports together with the channels that join them to their socket."""
+    owners = {store.owner for store in hardware.machine.stores if store.tier == "dram"}
+    links = tuple(
+        (a, b, replace(edge, bandwidth=edge.bandwidth * factor) if owners & {a, b} else edge)
+        for a, b, edge in hardware.machine.links
+    )
+    changed = replace(hardware, machine=replace(hardware.machine, links=links))
+    return _with_stores(changed, lambda store: store.tier == "dram", factor)
+
+
 FIGURES: Mapping[str, Callable[[Hardware, float], Hardware]] = {
     "accelerator peak FLOP/s": _peak,
     "accelerator memory bandwidth": _bandwidth,
@@ -153,9 +163,7 @@ FIGURES: Mapping[str, Callable[[Hardware, float], Hardware]] = {
     ),
     "host link bandwidth": lambda hardware, factor: _links(hardware, factor, peers=False),
     "network bandwidth": _network,
-    "host DRAM bandwidth": lambda hardware, factor: _with_stores(
-        hardware, lambda s: s.tier == "dram", factor
-    ),
+    "host DRAM bandwidth": _host_memory,
     "flash bandwidth": lambda hardware, factor: _with_stores(
         hardware, lambda s: s.tier in ("nvme", "ufs"), factor
     ),

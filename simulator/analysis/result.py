@@ -14,6 +14,7 @@ from simulator.strategy import Bottleneck, MemoryUse, Metric, Outcome, Setup
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from simulator.analysis.change import RemedyTried, Sensitivity
     from simulator.engine import Timeline
@@ -194,6 +195,30 @@ class Result:
         from simulator.analysis.change import sensitivity
 
         return sensitivity(self)
+
+    def plot_footprint(self, memory: str | None = None) -> Figure:
+        """Resident bytes over time by category, of the fullest memory or a named one."""
+        from simulator.analysis.plots import plot_footprint
+
+        return plot_footprint(self, memory)
+
+    def plot_timeline(self, window: tuple[float, float] | None = None) -> Figure:
+        """What ran on each stream, in a window of seconds or in all."""
+        from simulator.analysis.plots import plot_timeline
+
+        return plot_timeline(self, window)
+
+    def plot_roofline(self) -> Figure:
+        """The operators on the device's roofline."""
+        from simulator.analysis.plots import plot_roofline
+
+        return plot_roofline(self)
+
+    def plot_bottlenecks(self) -> Figure:
+        """Shares of the time by what binds it."""
+        from simulator.analysis.plots import plot_bottlenecks
+
+        return plot_bottlenecks(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The whole answer as JSON-able data in SI units; same input, same bytes."""

@@ -15,7 +15,7 @@ from simulator.offload.lower import lower
 from simulator.offload.plan import Plan, make_plan
 from simulator.offload.prices import BOTTLENECKS
 from simulator.specs import OPERATOR_CLASSES, OperatorClass
-from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup
+from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup, constants_used
 
 FULL_TASKS = 25_000
 """Tasks up to which every decode step is simulated; of longer outputs a sample is."""
@@ -192,6 +192,7 @@ def _classes(row: Array) -> dict[OperatorClass, float]:
 def _assumptions(setup: Setup, plan: Plan, account: Account, *, fits: bool) -> tuple[str, ...]:
     prefetch, on_cpu = plan.prefetch, plan.cpu_attention
     found = [
+        constants_used(setup.cost.calibration),
         f"one block of {plan.block} sequences, {plan.batches} GPU batches of {plan.batch}, all prompts of {plan.prompt} tokens",
         "nothing overlaps: each copy and each computation waits for the one before"
         if not prefetch

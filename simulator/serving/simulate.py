@@ -16,7 +16,7 @@ from simulator.serving.plan import ReplicaPlan, make_plan
 from simulator.serving.scheduler import Served, serve
 from simulator.serving.step_time import Account
 from simulator.serving.workload import Requests
-from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup
+from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup, constants_used
 
 SOURCES = (
     "Yu et al. 2022, OSDI, Orca: iteration-level scheduling",
@@ -125,7 +125,7 @@ def _unfit(setup: Setup, plan: ReplicaPlan) -> Outcome:
 
 def _assumptions(setup: Setup, plan: ReplicaPlan, served: Served) -> tuple[str, ...]:
     strategy = plan.strategy
-    lines = [f"constants of {setup.cost.calibration.name}, clocks at boost"]
+    lines = [constants_used(setup.cost.calibration)]
     if saturated(served):
         lines.insert(
             0,

@@ -178,7 +178,11 @@ class Catalog:
 
     def scenario(self, name: str) -> Scenario:
         """Return a scenario by name or path, checked, with overrides applied and references resolved."""
-        return self.check_scenario(self.scenario_document(name))
+        scenario = self.check_scenario(self.scenario_document(name))
+        asked = {key.partition(".")[0] for key in self._overrides.get("scenario", {})}
+        changed = asked - {"expect", "limit", "name", "description"} or len(self._overrides) > ("scenario" in self._overrides)
+        # what was measured holds for the scenario as it stands, not for a changed one
+        return scenario.model_copy(update={"expect": {}}) if changed and "expect" not in asked else scenario
 
     def check_scenario(self, document: Document) -> Scenario:
         """Check a scenario's tree against the schema of its kind and resolve the names in it."""

@@ -27,7 +27,8 @@ from simulator.specs.base import (
 )
 
 NumberFormat = Literal["fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "fp6", "fp4", "int8", "int4"]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Parts = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Compute(Spec):
@@ -164,7 +165,7 @@ class Component(Spec):
 
     device: str | None = None
     switch: bool = False
-    count: Count = 1
+    count: Parts = 1
     capacity: Bytes | None = None
     """Overrides the device's capacity of each part (DRAM as configured, a drive's size)."""
     bandwidth: ByteRate | None = None

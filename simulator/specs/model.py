@@ -9,8 +9,9 @@ from pydantic_core import PydanticCustomError
 
 from simulator.specs.base import Number, Spec
 
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Natural = Annotated[int, Field(ge=0, le=10**9)]
+Depth = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class MixtureOfExperts(Spec):
@@ -49,7 +50,7 @@ class LatentAttention(Spec):
 class Parameters(Spec):
     """The published exact count of parameters."""
 
-    value: Positive
+    value: Annotated[int, Field(ge=1, le=10**15)]
     source: str
 
 
@@ -65,9 +66,9 @@ class Model(Spec):
 
     vocab_size: Positive
     hidden_size: Positive
-    num_hidden_layers: Positive
+    num_hidden_layers: Depth
     """Decoder layers (of an encoder: its layers)."""
-    num_encoder_layers: Natural = 0
+    num_encoder_layers: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Encoder layers of an encoder-decoder."""
     num_attention_heads: Positive
     num_key_value_heads: Positive | None = None

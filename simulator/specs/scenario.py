@@ -24,9 +24,9 @@ class HardwareChoice(Spec):
     device: str | None = None
     node: str | None = None
     cluster: str | None = None
-    nodes: Positive | None = None
+    nodes: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Nodes of this kind; a cluster's own count if absent."""
-    count: Positive | None = None
+    count: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Devices, where a bare device is named."""
 
     @model_validator(mode="before")

@@ -34,13 +34,13 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
             "full recomputation and micro_batch 1",
             {"strategy.recompute": "full", "strategy.micro_batch": "1"},
         )
-    yield from _wider(setup, strategy.tensor_parallel, strategy.pipeline_parallel)
+    yield from _wider(setup, strategy.tensor_parallel, strategy.pipeline_parallel, scenario.workload.global_batch)
 
 
-def _wider(setup: Setup, tensor: int, pipeline: int) -> Iterator[Remedy]:
+def _wider(setup: Setup, tensor: int, pipeline: int, batch: int) -> Iterator[Remedy]:
     """Cut the model further, on the GPUs that are there or on more nodes."""
     hardware = setup.hardware
-    full = {"strategy.recompute": "full", "strategy.micro_batch": "1", "strategy.data_parallel": "1"}
+    full = {"strategy.recompute": "full", "strategy.micro_batch": "1"}
     plain = {"strategy.schedule": "1f1b", "strategy.virtual_stages": "1"}
     for tp in (tensor, 2 * tensor, 4 * tensor, 8 * tensor):
         if tp > hardware.ranks_per_node:
@@ -49,13 +49,12 @@ def _wider(setup: Setup, tensor: int, pipeline: int) -> Iterator[Remedy]:
             pp = pipeline * factor
             if (tp, pp) == (tensor, pipeline):
                 continue
-            nodes = -(-tp * pp // hardware.ranks_per_node)
-            change = {
-                "strategy.tensor_parallel": str(tp),
-                "strategy.pipeline_parallel": str(pp),
-                **full,
-                **plain,
-            }
+            nodes = max(hardware.nodes, -(-tp * pp // hardware.ranks_per_node))
+            replicas = nodes * hardware.ranks_per_node // (tp * pp)
+            while batch % replicas:
+                replicas -= 1
+            degrees = {"tensor_parallel": tp, "pipeline_parallel": pp, "data_parallel": replicas}
+            change = {**{f"strategy.{name}": str(value) for name, value in degrees.items()}, **full, **plain}
             text = f"tensor_parallel {tp}, pipeline_parallel {pp}, full recomputation, micro_batch 1"
             if nodes > hardware.nodes:
                 change["hardware.nodes"] = str(nodes)

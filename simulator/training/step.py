@@ -46,13 +46,14 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     if not isinstance(scenario, TrainingScenario):
         raise MemroofError(f"a training strategy cannot run a {scenario.kind} scenario")
     plan = make_plan(scenario, setup.model, setup.hardware)
-    step = Step(setup, scenario, plan)
-    stages = [step.stage(index) for index in range(plan.pipeline)]
-    tasks = sum(len(stage.schedule) for stage in stages) * 2
+    # a pass and its message, forward and backward
+    tasks = 4 * plan.micro_batches * plan.chunks * plan.pipeline
     if tasks > MAXIMUM_TASKS:
         raise MemroofError(
             f"{tasks:,} tasks are more than {MAXIMUM_TASKS:,}; a larger micro_batch or fewer virtual_stages makes fewer"
         )
+    step = Step(setup, scenario, plan)
+    stages = [step.stage(index) for index in range(plan.pipeline)]
     lowered = lower(scenario.name, stages, detail=detail)
     timeline = execute(lowered.program)
     return outcome(step, stages, lowered, timeline)
