@@ -186,3 +186,22 @@ def test_values_print(value: float, dimension: str, text: str) -> None:
 )
 def test_values_read(text: str, dimension: str, value: float) -> None:
     assert read_value(text, dimension, "here") == pytest.approx(value)
+
+
+def test_what_was_measured_holds_only_for_the_scenario_as_it_stands() -> None:
+    plain = run("training/gpt3-175b-64xa100")
+    changed = run("training/gpt3-175b-64xa100", overrides={"strategy.recompute": "full"})
+    faster = run("training/gpt3-175b-64xa100", overrides={"device.a100-80gb-sxm.memory.hbm.bandwidth": "4 TB/s"})
+    limited = run("training/gpt3-175b-64xa100", overrides={"limit.step_time": "20 s"})
+    assert plain.expectations
+    assert limited.expectations
+    assert not changed.expectations
+    assert not faster.expectations
+
+
+def test_dram_and_flash_move_an_offload_answer() -> None:
+    result = run("published/flexgen-opt-30b-t4")
+    effects = {row.figure: row.effect for row in result.sensitivity()}
+    assert effects["host DRAM bandwidth"] > 0.01
+    storage = run("offload/opt-30b-t4").sensitivity()[0]
+    assert storage.figure == "flash bandwidth"
