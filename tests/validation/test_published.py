@@ -16,7 +16,9 @@ def catalog() -> Catalog:
 @pytest.mark.parametrize("size", KORTHIKANTI)
 def test_table_5_of_korthikanti_within_12_per_cent(catalog: Catalog, size: str) -> None:
     """Step times of table 5 (A100-80GB, 22B to 1T), each within 12 %; sequence parallelism with selective recomputation is the faster."""
-    full, selective = (run(f"published/korthikanti2022/{size}-{mode}", catalog=catalog) for mode in ("full", "selective"))
+    full, selective = (
+        run(f"published/korthikanti2022/{size}-{mode}", catalog=catalog) for mode in ("full", "selective")
+    )
     for result in (full, selective):
         check = result.expectations[0]
         assert check.key == "step_time"

@@ -191,7 +191,9 @@ def test_values_read(text: str, dimension: str, value: float) -> None:
 def test_what_was_measured_holds_only_for_the_scenario_as_it_stands() -> None:
     plain = run("training/gpt3-175b-64xa100")
     changed = run("training/gpt3-175b-64xa100", overrides={"strategy.recompute": "full"})
-    faster = run("training/gpt3-175b-64xa100", overrides={"device.a100-80gb-sxm.memory.hbm.bandwidth": "4 TB/s"})
+    faster = run(
+        "training/gpt3-175b-64xa100", overrides={"device.a100-80gb-sxm.memory.hbm.bandwidth": "4 TB/s"}
+    )
     limited = run("training/gpt3-175b-64xa100", overrides={"limit.step_time": "20 s"})
     assert plain.expectations
     assert limited.expectations

@@ -75,8 +75,7 @@ def test_overrides_of_unknown_names(root: Path) -> None:
     with pytest.raises(SpecError) as caught:
         Catalog([root], {"strategy.tensor_paralel": "4"}, environment={}).scenario("one")
     assert problems(caught.value) == [
-        "--set strategy.tensor_paralel: strategy.tensor_paralel: unknown key; "
-        "did you mean 'tensor_parallel'?"
+        "--set strategy.tensor_paralel: strategy.tensor_paralel: unknown key; did you mean 'tensor_parallel'?"
     ]
 
 
@@ -86,14 +85,20 @@ def test_wrong_references_stand_with_their_lines(root: Path) -> None:
     with pytest.raises(SpecError) as caught:
         Catalog([root], environment={}).scenario("mine/one")
     first, second = problems(caught.value)
-    assert first.startswith(f"{file}:2:1: hardware.node: unknown node 'dgx-a100-80bg'; did you mean 'dgx-a100-80gb'")
+    assert first.startswith(
+        f"{file}:2:1: hardware.node: unknown node 'dgx-a100-80bg'; did you mean 'dgx-a100-80gb'"
+    )
     assert second.startswith(f"{file}:3:1: model: unknown model 'gpt-175b'; did you mean 'gpt3-175b'")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("kind: training", "kind: trainig", "kind: found 'trainig', expected one of training, serving, offload; did you mean 'training'"),
+        (
+            "kind: training",
+            "kind: trainig",
+            "kind: found 'trainig', expected one of training, serving, offload; did you mean 'training'",
+        ),
         ("kind: training\n", "", "kind: missing, expected one of training, serving, offload"),
         ("kind: training", "kind: [a]", "kind: found ['a'], expected one of"),
     ],
@@ -107,7 +112,12 @@ def test_kinds(root: Path, old: str, new: str, message: str) -> None:
 
 def test_scenarios_from_keys_and_values() -> None:
     catalog = Catalog(environment={})
-    content = {"kind": "training", "hardware": {"node": "dgx-h100"}, "model": "llama3.1-8b", "workload": {"global_batch": 8, "sequence": 128}}
+    content = {
+        "kind": "training",
+        "hardware": {"node": "dgx-h100"},
+        "model": "llama3.1-8b",
+        "workload": {"global_batch": 8, "sequence": 128},
+    }
     assert catalog.scenario_from(content).hardware.node == "dgx-h100"
     with pytest.raises(SpecError, match="scenario: model: unknown model"):
         catalog.scenario_from({**content, "model": "llama"}, file="scenario")
@@ -116,8 +126,12 @@ def test_scenarios_from_keys_and_values() -> None:
 def test_a_checked_scenario_with_some_keys_set(root: Path) -> None:
     scenario = Catalog([root], environment={}).scenario("one")
     changed = scenario_with(scenario, {"strategy.recompute": "full", "hardware.nodes": "2"})
-    assert (changed.strategy.recompute, changed.hardware.nodes, changed.strategy.tensor_parallel) == ("full", 2, 8)
-    with pytest.raises(SpecError, match="strategy.recompute"):
+    assert (changed.strategy.recompute, changed.hardware.nodes, changed.strategy.tensor_parallel) == (
+        "full",
+        2,
+        8,
+    )
+    with pytest.raises(SpecError, match=r"strategy.recompute"):
         scenario_with(scenario, {"strategy.recompute": "most"})
 
 
@@ -128,7 +142,10 @@ def test_hardware_by_device_node_and_cluster() -> None:
     assert catalog.hardware(HardwareChoice(node="h100-sxm")).size == 1
     cluster = catalog.hardware(HardwareChoice(cluster="dgx-h100-superpod", nodes=5))
     assert (cluster.size, cluster.name) == (40, "dgx-h100-superpod")
-    assert catalog.hardware(HardwareChoice(node="dgx-h100-superpod")).nodes == catalog.cluster("dgx-h100-superpod").groups[0].count
+    assert (
+        catalog.hardware(HardwareChoice(node="dgx-h100-superpod")).nodes
+        == catalog.cluster("dgx-h100-superpod").groups[0].count
+    )
 
 
 def test_bare_devices_are_joined_by_what_they_have() -> None:
@@ -168,7 +185,7 @@ def test_names_must_equal_the_files(tmp_path: Path) -> None:
     (tmp_path / "hardware_specs" / "links" / "a.yaml").write_text(
         "kind: link\nname: b\ntechnology: t\nsource: s\nbandwidth: 1 GB/s\nlatency: 1 us\n"
     )
-    with pytest.raises(SpecError, match="a.yaml:2:1: name: found 'b', expected the file's name 'a'"):
+    with pytest.raises(SpecError, match=r"a.yaml:2:1: name: found 'b', expected the file's name 'a'"):
         Catalog([tmp_path], environment={}).link("a")
 
 
@@ -198,5 +215,7 @@ def test_a_kind_without_constants_is_named(tmp_path: Path) -> None:
     catalog = Catalog(environment={})
     catalog.roots = (tmp_path,)
     device = Catalog(environment={}).processor("h100-sxm")
-    with pytest.raises(MemroofError, match="no calibration for kind 'gpu'; add hardware_specs/calibration/gpu.yaml"):
+    with pytest.raises(
+        MemroofError, match=r"no calibration for kind 'gpu'; add hardware_specs/calibration/gpu.yaml"
+    ):
         catalog.calibration(device)
