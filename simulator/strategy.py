@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from simulator.cost import CostModel
+from simulator.cost import Breakdown, CostModel, class_errors
 from simulator.engine import Timeline
-from simulator.specs import Calibration, Hardware, Model, OperatorClass, Scenario
+from simulator.graph import Axis, ModelGraph
+from simulator.specs import Calibration, Hardware, Model, OperatorClass, Scenario, Span
 
 Bottleneck = Literal[
     "compute", "memory", "tensor-parallel link", "expert-parallel link", "network", "host link", "storage", "latency",
@@ -104,6 +105,8 @@ class Outcome:
     """Share of time in which an accelerator computes; for energy."""
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Further columns by name (per stage, per request), for frames and reports."""
+    class_errors: Mapping[OperatorClass, float] = field(default_factory=dict)
+    """Relative standard error of each class's seconds; that of a single kernel where a class is missing."""
 
     @property
     def fits(self) -> bool:
@@ -115,6 +118,20 @@ def constants_used(calibration: Calibration) -> str:
     """Say which constants an answer rests on: a kind's defaults, or fitted ones."""
     fitted = calibration.name not in ("gpu", "tpu", "npu", "cpu")
     return f"constants {'fitted for' if fitted else 'of the class'} {calibration.name}{'' if fitted else ' (wide defaults)'}"
+
+
+def pass_errors(cost: CostModel, graph: ModelGraph, spans: Mapping[Axis, Span]) -> dict[OperatorClass, float]:
+    """Return the relative standard error of each class's seconds in one forward pass through a graph.
+
+    What kernels have in common stays; what is each kernel's own averages out over the different ones.
+    """
+    errors = dict(cost.calibration.error)
+    if cost.calibration.fits:
+        total = Breakdown()
+        for block, count in graph.all_blocks:
+            total = total + cost.total(block.works("forward"), spans) * count
+        errors |= class_errors(total, cost.calibration)
+    return errors
 
 
 class Strategy(Protocol):

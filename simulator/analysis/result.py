@@ -175,9 +175,14 @@ class Result:
         """What ran when."""
         return self.outcome.timeline
 
+    @property
+    def class_errors(self) -> dict[OperatorClass, float]:
+        """Relative standard error of each operator class's seconds."""
+        return {**self.setup.cost.calibration.error, **self.outcome.class_errors}
+
     def doubt(self) -> dict[OperatorClass, float]:
         """Share of the headline's variance by operator class, largest first; classes are independent."""
-        errors = self.setup.cost.calibration.error
+        errors = self.class_errors
         parts = {
             name: (errors.get(name, 0.0) * seconds) ** 2 for name, seconds in self.outcome.class_times.items()
         }

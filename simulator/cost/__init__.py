@@ -8,7 +8,7 @@ from simulator.cost.model import CostModel
 from simulator.cost.numeric import Parts, overlap
 from simulator.cost.peaks import peak_flops
 from simulator.cost.streams import adam_bytes, gather_bytes, stream_time, transfer_time
-from simulator.cost.uncertainty import interval, relative_error
+from simulator.cost.uncertainty import class_errors, interval, relative_error
 
 __all__ = [
     "BOUNDS",
@@ -22,6 +22,7 @@ __all__ = [
     "adam_bytes",
     "algorithms",
     "attention_time",
+    "class_errors",
     "collective_time",
     "collective_traffic",
     "decode_attention_time",

@@ -55,11 +55,14 @@ class Breakdown:
     by_class: dict[OperatorClass, Numeric] = field(default_factory=dict)
     by_bound: dict[str, Numeric] = field(default_factory=dict)
     hidden: Numeric = 0.0
+    squares: dict[OperatorClass, Numeric] = field(default_factory=dict)
+    """Sum of squared seconds over different kernels of a class: how far their own errors average out [s²]."""
 
     @staticmethod
     def of(cost: Cost) -> Breakdown:
         """One cost, exposed."""
-        return Breakdown({cost.operator_class: cost.time}, _by_bound(cost))
+        name = cost.operator_class
+        return Breakdown({name: cost.time}, _by_bound(cost), 0.0, {name: cost.time * cost.time})
 
     @property
     def time(self) -> Numeric:
@@ -71,13 +74,16 @@ class Breakdown:
             _merged(self.by_class, other.by_class),
             _merged(self.by_bound, other.by_bound),
             self.hidden + other.hidden,
+            _merged(self.squares, other.squares),
         )
 
     def __mul__(self, factor: Numeric) -> Breakdown:
+        """The same kernels ``factor`` times: their own errors are the same each time."""
         return Breakdown(
             {name: time * factor for name, time in self.by_class.items()},
             {name: time * factor for name, time in self.by_bound.items()},
             self.hidden * factor,
+            {name: square * factor * factor for name, square in self.squares.items()},
         )
 
     __rmul__ = __mul__
@@ -93,7 +99,9 @@ class Breakdown:
         share = np.divide(exposed, own, out=np.zeros(np.shape(exposed)), where=np.asarray(own) > 0.0)
         scaled = self * (float(share) if np.ndim(share) == 0 else share)
         hidden = own - exposed + self.hidden
-        return Breakdown(scaled.by_class, scaled.by_bound, float(hidden) if np.ndim(hidden) == 0 else hidden)
+        return Breakdown(
+            scaled.by_class, scaled.by_bound, float(hidden) if np.ndim(hidden) == 0 else hidden, scaled.squares
+        )
 
 
 @dataclass(frozen=True, slots=True)

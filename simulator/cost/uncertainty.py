@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from simulator.cost.breakdown import Breakdown
 from simulator.graph.work import Numeric
+from simulator.specs.calibration import Calibration, OperatorClass
 
 
 def relative_error(times_by_class: Mapping[Any, Numeric], errors: Mapping[Any, float]) -> Numeric:
@@ -37,6 +39,31 @@ def relative_error(times_by_class: Mapping[Any, Numeric], errors: Mapping[Any, f
         return float(variance**0.5 / total) if total > 0 else 0.0
     relative: Numeric = np.divide(np.sqrt(variance), total, out=np.zeros(np.shape(total)), where=total > 0)
     return relative
+
+
+def class_errors(breakdown: Breakdown, calibration: Calibration) -> dict[OperatorClass, float]:
+    """Return the relative standard error of each class's sum of times.
+
+    Parameters
+    ----------
+    breakdown : Breakdown
+        Scalars: seconds and squared seconds by class.
+    calibration : Calibration
+        Error of a single kernel by class; where it was fitted, the share of its variance that kernels have in common.
+
+    Returns
+    -------
+    dict
+        e·sqrt(rho + (1 - rho)·sum of t² / (sum of t)²): the common part stays, each kernel's own part averages out over
+        different kernels. Constants of a whole class of devices count as common to all kernels (rho = 1).
+    """
+    found: dict[OperatorClass, float] = {}
+    for name, time in breakdown.by_class.items():
+        error = calibration.error.get(name, 0.0)
+        shared = calibration.fits[name].shared if name in calibration.fits else 1.0
+        alone = float(breakdown.squares.get(name, 0.0)) / float(time) ** 2 if float(time) > 0.0 else 1.0
+        found[name] = error * (shared + (1.0 - shared) * min(1.0, alone)) ** 0.5
+    return found
 
 
 def interval(value: Numeric, relative_error: Numeric, level: float = 0.8) -> tuple[Numeric, Numeric]:

@@ -26,5 +26,5 @@ from simulator.graph.work import (
 
 __all__ = [
     "FORMAT_BYTES", "Attention", "Axis", "Block", "Collective", "Elementwise", "Gather", "Matmul", "ModelGraph", "Numeric",
-    "Numerics", "Operator", "Partition", "Phase", "Shape", "Tensor", "Work", "active_experts", "build", 
+    "Numerics", "Operator", "Partition", "Phase", "Shape", "Tensor", "Work", "active_experts", "build",
 ]  # fmt: skip

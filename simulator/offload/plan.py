@@ -61,6 +61,7 @@ class Plan:
     prefetch: int
     hidden_bytes: float
     """Hidden state of one token [B]."""
+    numerics: Numerics
 
     @property
     def block(self) -> int:
@@ -128,7 +129,7 @@ def make_plan(setup: Setup) -> Plan:
     )  # fmt: skip
     return Plan(
         scenario.name, units, order, tiers, workload.batch, workload.batches, workload.prompt, workload.output,
-        weights, cache, on_cpu, strategy.prefetch, model.hidden_size * numerics.activation_bytes,
+        weights, cache, on_cpu, strategy.prefetch, model.hidden_size * numerics.activation_bytes, numerics,
     )  # fmt: skip
 
 

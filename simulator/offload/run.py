@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from simulator.cost import relative_error
 from simulator.engine import execute
+from simulator.graph import Shape, build
 from simulator.offload.account import Account, Array, sample_steps
 from simulator.offload.emit import used_channels
 from simulator.offload.lower import lower
 from simulator.offload.plan import Plan, make_plan
 from simulator.offload.prices import BOTTLENECKS
-from simulator.specs import OPERATOR_CLASSES, OperatorClass
-from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup, constants_used
+from simulator.specs import OPERATOR_CLASSES, OperatorClass, Span
+from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
 
 FULL_TASKS = 25_000
 """Tasks up to which every decode step is simulated; of longer outputs a sample is."""
@@ -105,9 +106,10 @@ def _outcome(setup: Setup, plan: Plan, account: Account) -> Outcome:
     bottlenecks = {
         name: float(value) for name, value in zip(BOTTLENECKS, prefill + decode, strict=False) if value
     }
+    errors = _errors(setup, plan)
     return Outcome(
         headline="generation_throughput",
-        metrics=_metrics(setup, plan, (prefill, decode), times),
+        metrics=_metrics(plan, (prefill, decode), times, errors),
         memory=memory,
         class_times={name: value for name, value in _classes(prefill + decode).items() if value},
         bottlenecks=bottlenecks,
@@ -117,7 +119,16 @@ def _outcome(setup: Setup, plan: Plan, account: Account) -> Outcome:
         timeline=account.timeline,
         busy_fraction=account.computing() / total,
         tables=_tables(plan, account, total),
+        class_errors=errors,
     )
+
+
+def _errors(setup: Setup, plan: Plan) -> dict[OperatorClass, float]:
+    """Errors of class sums, from a decode step in the middle of the output."""
+    shape = Shape(plan.batch, 1, plan.prompt + plan.steps // 2, "decode")
+    alone = Span(())
+    graph = build(setup.model, shape, numerics=plan.numerics)
+    return pass_errors(setup.cost, graph, {"tensor": alone, "expert": alone})
 
 
 def _tables(plan: Plan, account: Account, total: float) -> dict[str, dict[str, Any]]:
@@ -135,9 +146,8 @@ def _tables(plan: Plan, account: Account, total: float) -> dict[str, dict[str, A
 
 
 def _metrics(
-    setup: Setup, plan: Plan, rows: tuple[Array, Array], times: tuple[float, float]
+    plan: Plan, rows: tuple[Array, Array], times: tuple[float, float], errors: Mapping[OperatorClass, float]
 ) -> dict[str, Metric]:
-    errors = setup.cost.calibration.error
     whole, first, later = (float(relative_error(_classes(row), errors)) for row in (rows[0] + rows[1], *rows))
     (prefill_time, decode_time), total = times, sum(times)
     block, steps = plan.block, plan.steps

@@ -184,7 +184,7 @@ def _bottleneck(result: Result) -> Table:
 
 
 def _classes(result: Result) -> Table:
-    doubt, errors = result.doubt(), result.setup.cost.calibration.error
+    doubt, errors = result.doubt(), result.class_errors
     classes = sorted(result.outcome.class_times.items(), key=lambda item: (-item[1], item[0]))
     rows = tuple(
         (name, quantity(seconds, "seconds"), percent(errors.get(name, 0.0)), percent(doubt.get(name, 0.0)))

@@ -194,7 +194,7 @@ def explain_lines(result: Result) -> list[str]:
     lines += _share_rows([(name, share * total, share) for name, share in result.shares.items()])
     classes = sorted(result.outcome.class_times.items(), key=lambda item: (-item[1], item[0]))
     doubt = result.doubt()
-    errors = result.setup.cost.calibration.error
+    errors = result.class_errors
     lines += ["", "time by class of operator, its standard error, and its share of the doubt"]
     rows = [
         (name, quantity(seconds, "seconds"), percent(errors.get(name, 0.0)), percent(doubt.get(name, 0.0)))

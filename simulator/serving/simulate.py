@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from simulator.cost import peak_flops, relative_error
+from simulator.graph import Shape, build
 from simulator.serving.metrics import (
     duration,
     latency_metrics,
@@ -16,7 +19,17 @@ from simulator.serving.plan import ReplicaPlan, make_plan
 from simulator.serving.scheduler import Served, serve
 from simulator.serving.step_time import Account
 from simulator.serving.workload import Requests
-from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup, constants_used
+from simulator.specs import OperatorClass, Span
+from simulator.strategy import (
+    Bottleneck,
+    Holding,
+    MemoryUse,
+    Metric,
+    Outcome,
+    Setup,
+    constants_used,
+    pass_errors,
+)
 
 SOURCES = (
     "Yu et al. 2022, OSDI, Orca: iteration-level scheduling",
@@ -57,14 +70,15 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
         memory=(name, plan.usable), resident=plan.resident, one_by_one=detail,
     )  # fmt: skip
     account = plan.pricer.account(served.account)
-    metrics = _metrics(setup, plan, served, account)
+    errors = _errors(setup, plan, served)
+    metrics = _metrics(setup, plan, served, account, errors)
     total = duration(served)
     bottlenecks: dict[Bottleneck, float] = dict(account.by_bottleneck)
     bottlenecks["waiting"] = max(0.0, total - account.seconds)
     return Outcome(
         _headline(plan.requests), metrics, (_memory(setup, plan, served),), account.by_class, bottlenecks, total,
         _assumptions(setup, plan, served), SOURCES, served.timeline, plan.gpus,
-        min(1.0, account.seconds / total), tables(served),
+        min(1.0, account.seconds / total), tables(served), errors,
     )  # fmt: skip
 
 
@@ -74,8 +88,18 @@ def _headline(requests: Requests) -> str:
     return "time_per_output_token_p50" if (requests.output > 1).any() else "end_to_end_p50"
 
 
-def _metrics(setup: Setup, plan: ReplicaPlan, served: Served, account: Account) -> dict[str, Metric]:
-    errors = setup.cost.calibration.error
+def _errors(setup: Setup, plan: ReplicaPlan, served: Served) -> dict[OperatorClass, float]:
+    """Errors of class sums, from the decode step of a middling context at the largest batch."""
+    pricer, requests = plan.pricer, served.requests
+    context = float((requests.prompt + requests.output / 2).mean())
+    batch = min(plan.strategy.max_batch, len(requests.prompt))
+    graph = build(pricer.model, Shape(batch, 1, context, "decode"), pricer.partition, pricer.numerics)
+    return pass_errors(setup.cost, graph, {"tensor": pricer.span, "expert": Span(())})
+
+
+def _metrics(
+    setup: Setup, plan: ReplicaPlan, served: Served, account: Account, errors: Mapping[OperatorClass, float]
+) -> dict[str, Metric]:
     run = float(relative_error(account.by_class, errors))
     prefill = float(relative_error(plan.pricer.account(served.prefill_account).by_class, errors))
     metrics = throughput_metrics(served, plan.replicas, plan.gpus, run) | latency_metrics(

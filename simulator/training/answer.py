@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from simulator.cost import Breakdown, peak_flops, relative_error
+from simulator.cost import Breakdown, class_errors, peak_flops, relative_error
 from simulator.engine import Timeline
 from simulator.graph import Attention, Matmul, Shape, Work, build
 from simulator.specs import OperatorClass, Span
@@ -29,7 +29,7 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
     seconds = timeline.makespan
     busiest = max(range(len(stages)), key=lambda i: _busy(stages[i]))
     accounts = _accounts(stages[busiest], lowered, timeline, busiest, step)
-    speed = float(relative_error(accounts.classes, setup.cost.calibration.error))
+    speed = float(relative_error(accounts.classes, accounts.errors))
     tokens = scenario.workload.global_batch * scenario.workload.sequence
     model_flops = _model_flops(step)
     peak = peak_flops(setup.hardware.device, plan.numerics.compute)
@@ -63,7 +63,7 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
     busy = float(_busy(stages[busiest])) / seconds
     return Outcome(
         "step_time", metrics, memory, accounts.classes, accounts.bottlenecks, seconds, _assumptions(step), SOURCES,
-        timeline, plan.ranks, min(1.0, busy), {"stages": _stage_table(stages, lowered, timeline)},
+        timeline, plan.ranks, min(1.0, busy), {"stages": _stage_table(stages, lowered, timeline)}, accounts.errors,
     )  # fmt: skip
 
 
@@ -78,6 +78,8 @@ class _Accounts:
 
     classes: dict[OperatorClass, float]
     bottlenecks: dict[Bottleneck, float]
+    errors: dict[OperatorClass, float]
+    """Relative standard error of each class's seconds."""
 
 
 def _accounts(stage: StageWork, lowered: Lowered, timeline: Timeline, index: int, step: Step) -> _Accounts:
@@ -114,7 +116,8 @@ def _accounts(stage: StageWork, lowered: Lowered, timeline: Timeline, index: int
     # a bubble is as uncertain as the passes that others spend in it
     known = sum(classes.values()) or 1.0
     scale = timeline.makespan / known
-    return _Accounts({name: value * scale for name, value in classes.items()}, binds)
+    errors = {**step.cost.calibration.error, **class_errors(total, step.cost.calibration)}
+    return _Accounts({name: value * scale for name, value in classes.items()}, binds, errors)
 
 
 def _link_name(span: Span, inside: Bottleneck) -> Bottleneck:

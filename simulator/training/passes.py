@@ -70,8 +70,8 @@ class PassPricer:
             tuple(op for part in sequence for op in part.forward),
             tuple(op for part in reversed(sequence) for op in part.backward),
             tuple(by_layer),
-            _sum([part.forward_time for part in sequence]),
-            _sum([part.backward_time for part in reversed(sequence)]),
+            _repeated([part.forward_time for part in sequence]),
+            _repeated([part.backward_time for part in sequence]),
             sum(part.saved for part in sequence),
             max((part.working for part in sequence), default=0.0),
         )
@@ -113,6 +113,15 @@ def _insert(
     names = {op.name for op in again}
     position = next((i for i, op in enumerate(backward) if op.name in names), 0)
     return (*backward[:position], *repeated, *backward[position:])
+
+
+def _repeated(parts: list[Breakdown]) -> Breakdown:
+    """Sum passes through layers; equal layers are the same kernels again."""
+    counts: dict[int, int] = {}
+    for part in parts:
+        counts[id(part)] = counts.get(id(part), 0) + 1
+    distinct = {id(part): part for part in parts}
+    return _sum([distinct[key] * count if count > 1 else distinct[key] for key, count in counts.items()])
 
 
 def _sum(parts: list[Breakdown]) -> Breakdown:

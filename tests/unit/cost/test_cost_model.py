@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.cost import Breakdown, Cost, CostModel, Parts, interval, peak_flops, relative_error
+from simulator.cost import Breakdown, Cost, CostModel, Parts, class_errors, interval, peak_flops, relative_error
 from simulator.graph.graph import Operator
 from simulator.graph.work import Attention, Collective, Elementwise, Gather, Matmul
 from simulator.specs import Catalog, MemroofError, Processor, Span, Tier
+from simulator.specs.calibration import FitRecord
 
 CATALOG = Catalog()
 NVLINK = Span((Tier("node", 8, 300e9, 0.5e-6),))
@@ -303,3 +304,17 @@ def test_vector_units_stream_the_matrix_of_a_matrix_vector_product():
     assert cost.bound == "memory"
     streamed = 2 * 8192 * 8192 / (apple.memory["dram"].bandwidth * model.calibration.matmul.memory_efficiency)
     assert streamed <= cost.time < 1.15 * streamed
+
+
+def test_what_is_a_kernels_own_averages_out_over_different_kernels(a100):
+    """Nine different kernels of equal time: e·sqrt(rho + (1 - rho)/9); nine times the same kernel: e."""
+    record = {"data": "d", "rows": 1, "held_out": 1, "groups": "g", "median": 0.1, "mean": 0.1, "shared": 0.25}
+    fitted = a100.calibration.model_copy(update={"fits": {"matmul": FitRecord(**record)}})
+    error = fitted.error["matmul"]
+    one = Breakdown({"matmul": 1.0}, {"compute": 1.0}, 0.0, {"matmul": 1.0})
+    different = one
+    for _ in range(8):
+        different = different + one
+    assert class_errors(different, fitted)["matmul"] == pytest.approx(error * (0.25 + 0.75 / 9) ** 0.5)
+    assert class_errors(one * 9, fitted)["matmul"] == pytest.approx(error)
+    assert class_errors(different, a100.calibration)["matmul"] == pytest.approx(error)
