@@ -100,7 +100,10 @@ class Breakdown:
         scaled = self * (float(share) if np.ndim(share) == 0 else share)
         hidden = own - exposed + self.hidden
         return Breakdown(
-            scaled.by_class, scaled.by_bound, float(hidden) if np.ndim(hidden) == 0 else hidden, scaled.squares
+            scaled.by_class,
+            scaled.by_bound,
+            float(hidden) if np.ndim(hidden) == 0 else hidden,
+            scaled.squares,
         )
 
 

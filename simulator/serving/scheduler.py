@@ -156,7 +156,7 @@ class _Replica:
         for category, size in resident.items():
             program.allocate(handle, size, category, name=category)
         self.simulation = Simulation(program)
-        self.buffer = self.simulation.allocate(handle, 0.0, "kv cache", name="kv cache")
+        self.buffer = self.simulation.allocate(handle, 0.0, "KV cache", name="KV cache")
 
     def run(self) -> Served:
         self.simulation.at(self.arrivals[0], self._wake)

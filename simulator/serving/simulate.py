@@ -130,8 +130,8 @@ def _memory(setup: Setup, plan: ReplicaPlan, served: Served) -> MemoryUse:
 def _unfit(setup: Setup, plan: ReplicaPlan) -> Outcome:
     store = setup.hardware.memory
     longest = plan.requests.longest
-    held = {**plan.resident, "kv cache": float(plan.cache.size(longest))}
-    names = {"kv cache": f"kv cache of the longest request, {longest} tokens"}
+    held = {**plan.resident, "KV cache": float(plan.cache.size(longest))}
+    names = {"KV cache": f"KV cache of the longest request, {longest} tokens"}
     largest = sorted(
         (Holding(names.get(name, name), size) for name, size in held.items()), key=lambda h: -h.size
     )

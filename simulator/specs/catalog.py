@@ -180,7 +180,9 @@ class Catalog:
         """Return a scenario by name or path, checked, with overrides applied and references resolved."""
         scenario = self.check_scenario(self.scenario_document(name))
         asked = {key.partition(".")[0] for key in self._overrides.get("scenario", {})}
-        changed = asked - {"expect", "limit", "name", "description"} or len(self._overrides) > ("scenario" in self._overrides)
+        changed = asked - {"expect", "limit", "name", "description"} or len(self._overrides) > (
+            "scenario" in self._overrides
+        )
         # what was measured holds for the scenario as it stands, not for a changed one
         return scenario.model_copy(update={"expect": {}}) if changed and "expect" not in asked else scenario
 

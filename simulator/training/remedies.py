@@ -34,7 +34,9 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
             "full recomputation and micro_batch 1",
             {"strategy.recompute": "full", "strategy.micro_batch": "1"},
         )
-    yield from _wider(setup, strategy.tensor_parallel, strategy.pipeline_parallel, scenario.workload.global_batch)
+    yield from _wider(
+        setup, strategy.tensor_parallel, strategy.pipeline_parallel, scenario.workload.global_batch
+    )
 
 
 def _wider(setup: Setup, tensor: int, pipeline: int, batch: int) -> Iterator[Remedy]:

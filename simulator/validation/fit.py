@@ -164,7 +164,8 @@ def _fit(fit: Fit, parts: Sequence[tuple[str, Part]], base: CostModel, seed: int
     spread, shared = spreads(unseen, groups)
     ape = np.abs(np.expm1(unseen))
     record = FitRecord(
-        data=", ".join(dict.fromkeys(name for name, _ in parts)), rows=sum(len(chosen) for chosen in used), held_out=len(unseen), groups=fit.groups,
+        data=", ".join(dict.fromkeys(name for name, _ in parts)),
+        rows=sum(len(chosen) for chosen in used), held_out=len(unseen), groups=fit.groups,
         median=_rounded(np.median(ape)), mean=_rounded(ape.mean()), shared=_rounded(shared), date=date,
     )  # fmt: skip
     return Fitted(fit.operator_class, parts[0][1].device, values, record, _rounded(spread))

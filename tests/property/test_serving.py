@@ -127,8 +127,8 @@ def test_blocks_are_conserved(case):
     assert replica.used == 0.0
     assert not replica.held.any()
     _, resident = served.timeline.ledger.resident("hbm")
-    assert max(resident["kv cache"], default=0.0) == max(served.log.kv_bytes)
-    assert resident["kv cache"][-1] == 0.0
+    assert max(resident["KV cache"], default=0.0) == max(served.log.kv_bytes)
+    assert resident["KV cache"][-1] == 0.0
 
 
 @laws

@@ -5,7 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.cost import Breakdown, Cost, CostModel, Parts, class_errors, interval, peak_flops, relative_error
+from simulator.cost import (
+    Breakdown,
+    Cost,
+    CostModel,
+    Parts,
+    class_errors,
+    interval,
+    peak_flops,
+    relative_error,
+)
 from simulator.graph.graph import Operator
 from simulator.graph.work import Attention, Collective, Elementwise, Gather, Matmul
 from simulator.specs import Catalog, MemroofError, Processor, Span, Tier
@@ -308,7 +317,15 @@ def test_vector_units_stream_the_matrix_of_a_matrix_vector_product():
 
 def test_what_is_a_kernels_own_averages_out_over_different_kernels(a100):
     """Nine different kernels of equal time: e·sqrt(rho + (1 - rho)/9); nine times the same kernel: e."""
-    record = {"data": "d", "rows": 1, "held_out": 1, "groups": "g", "median": 0.1, "mean": 0.1, "shared": 0.25}
+    record = {
+        "data": "d",
+        "rows": 1,
+        "held_out": 1,
+        "groups": "g",
+        "median": 0.1,
+        "mean": 0.1,
+        "shared": 0.25,
+    }
     fitted = a100.calibration.model_copy(update={"fits": {"matmul": FitRecord(**record)}})
     error = fitted.error["matmul"]
     one = Breakdown({"matmul": 1.0}, {"compute": 1.0}, 0.0, {"matmul": 1.0})

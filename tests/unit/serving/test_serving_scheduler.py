@@ -143,7 +143,7 @@ def test_the_ledger_holds_what_is_resident_and_the_cache():
         memory=("gpu0.hbm", 500.0), resident={"weights": 100.0},
     )  # fmt: skip
     peak = served.timeline.ledger.peak("gpu0.hbm")
-    assert peak.by_category == {"weights": 100.0, "kv cache": 13.0}
+    assert peak.by_category == {"weights": 100.0, "KV cache": 13.0}
     times, resident = served.timeline.ledger.resident("gpu0.hbm")
-    assert resident["kv cache"].tolist()[-1] == 0.0
+    assert resident["KV cache"].tolist()[-1] == 0.0
     assert times[-1] == 4.0

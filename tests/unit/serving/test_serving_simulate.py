@@ -47,7 +47,7 @@ def test_memory_is_weights_context_workspace_and_the_cache_at_its_peak():
     assert memory.by_category["context"] == setup.cost.calibration.host.context_bytes
     assert memory.peak == sum(memory.by_category.values())
     largest = max(outcome.tables["iterations"]["kv_bytes"])
-    assert memory.by_category["kv cache"] == largest
+    assert memory.by_category["KV cache"] == largest
     assert outcome.metrics["kv_peak_occupancy"].value == pytest.approx(
         largest / make_plan(setup).cache.capacity
     )
@@ -159,7 +159,7 @@ def test_a_request_longer_than_the_cache_does_not_fit():
     outcome = simulate(setup)
     (memory,) = outcome.memory
     assert not outcome.fits
-    assert memory.by_category["kv cache"] == pytest.approx(120009 * 131072, rel=1e-3)
+    assert memory.by_category["KV cache"] == pytest.approx(120009 * 131072, rel=1e-3)
     assert any("120009 tokens" in holding.name for holding in memory.largest)
 
 
