@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from simulator.cost.numeric import Parts, ceil, larger, overlap, smaller
+from simulator.cost.numeric import Parts, ceil, floor, larger, overlap, smaller
 from simulator.graph.work import Numeric
 
 PARTIAL_BYTES = 8.0
 """Traffic of one element of a partial output of a split sequence: written and read once in fp32."""
 MASKED_ROWS = 16.0
 """Granularity of a tile that is shorter than its full height: rows of one matrix instruction."""
+STORE_ELEMENTS = 512.0
+"""Elements of keys (and as many of values) that a block of threads of the storing kernel moves at a time."""
+SPILL = 0.5
+"""Part of the cache's capacity by which a working set must exceed it until nothing of it is found there again."""
 
 
 def attention_time(
@@ -20,14 +24,16 @@ def attention_time(
     head_dims: Numeric,
     size: Numeric,
     *,
-    peak: float,
-    bandwidth: float,
+    peak: Numeric,
+    bandwidth: Numeric,
     units: float,
     peak_efficiency: float,
     memory_efficiency: float,
     softmax_dim: float,
     tile: float,
-    prologue_keys: float,
+    tile_latency: float,
+    tail: float,
+    exposed_traffic: float,
     base_latency: float = 0.0,
     products: float = 1.0,
 ) -> Parts:
@@ -42,10 +48,10 @@ def attention_time(
     head_dims : number or array
         Sum of the dimensions of keys and values.
     size : number or array
-        Bytes that are read and written.
+        Bytes of queries, keys, values and outputs.
     peak, bandwidth, units : float
         Matrix peak [FLOP/s], memory bandwidth [B/s], units that tiles spread over.
-    peak_efficiency, memory_efficiency, softmax_dim, tile, prologue_keys, base_latency : float
+    peak_efficiency, memory_efficiency, softmax_dim, tile, tile_latency, tail, exposed_traffic, base_latency : float
         Constants; see :class:`simulator.specs.calibration.AttentionConstants`.
     products : float
         2.5 in the backward pass, which has five products for the forward's two (Dao 2023, section 3.1).
@@ -57,20 +63,23 @@ def attention_time(
 
     Notes
     -----
-    One tile of query rows walks over its keys (Dao 2023, algorithm 1): the mean number of them, rounded up to
-    the tile on the diagonal, plus a prologue. batch·heads·ceil(queries/tile) tiles take whole waves over the
-    units, and no less than the longest tile. Each pair also costs one exponential on a slower unit, worth
-    ``softmax_dim`` of the head dimension (Shah et al. 2024, section 3.2).
+    One tile of query rows walks over its keys (Dao 2023, algorithm 1): the mean number of them, with half a tile more
+    on the diagonal. batch·heads·ceil(queries/tile) tiles share the units and end raggedly, ``tail`` waves later than an
+    even share; none ends before the longest tile. Each pair also costs one exponential on a slower unit, worth
+    ``softmax_dim`` of the head dimension (Shah et al. 2024, section 3.2). Loading queries and writing outputs stands
+    at both ends of a tile, where no product hides it: ``exposed_traffic`` of the traffic adds to the products' time.
     """
     tiles = ceil(queries / tile)
     reach = ceil(keys / MASKED_ROWS) * MASKED_ROWS
-    mean = smaller(pairs / larger(queries, 1) + 0.5 * tile, reach) + prologue_keys
+    mean = smaller(pairs / larger(queries, 1) + 0.5 * tile, reach)
     head = 0.5 * head_dims
     step = products * 2.0 * tile * head_dims * (head + softmax_dim) / head / (peak * peak_efficiency / units)
-    waves = ceil(batch * heads * tiles / units)
-    compute = step * larger(waves * mean, reach + prologue_keys)
+    waves = batch * heads * tiles / units + tail
+    compute = larger(waves * (step * mean + tile_latency), step * reach + tile_latency)
     memory = size / (bandwidth * memory_efficiency)
-    return Parts(overlap(compute, memory) + base_latency, compute, memory, 0.0, base_latency)
+    exposed = exposed_traffic * memory
+    time = overlap(compute, memory - exposed) + exposed + base_latency
+    return Parts(time, compute, memory, 0.0, base_latency)
 
 
 def decode_attention_time(
@@ -83,8 +92,8 @@ def decode_attention_time(
     size: Numeric,
     outputs: Numeric,
     *,
-    peak: float,
-    bandwidth: float,
+    peak: Numeric,
+    bandwidth: Numeric,
     units: float,
     peak_efficiency: float,
     memory_efficiency: float,
@@ -92,7 +101,13 @@ def decode_attention_time(
     key_tile: float,
     split_keys: float,
     fill: float,
+    split_sequences: float,
+    ungrouped_sequences: float,
+    unit_blocks: float,
     block_latency: float,
+    combine_latency: float,
+    part_latency: float,
+    regroup_latency: float,
     base_latency: float = 0.0,
 ) -> Parts:
     """Return the time of attention of few queries over a long cache (FlashDecoding).
@@ -107,35 +122,92 @@ def decode_attention_time(
     size : number or array
         Bytes of cache, queries and outputs.
     outputs : number or array
-        Elements of the output, which every split of a sequence writes in fp32.
+        Elements of the output, which every part of a sequence writes in fp32.
     peak, bandwidth, units : float
         Matrix peak [FLOP/s], memory bandwidth [B/s], units that blocks spread over.
     peak_efficiency, memory_efficiency, row_tile, key_tile, split_keys, fill : float
-    block_latency, base_latency : float
+    split_sequences, ungrouped_sequences, unit_blocks, block_latency, combine_latency : float
+    part_latency, regroup_latency, base_latency : float
         Constants; see :class:`simulator.specs.calibration.DecodeConstants`.
 
     Returns
     -------
     Parts
-        Seconds; waves of blocks beyond the first count as latency.
+        Seconds; starting, combining and rearranging count as latency.
 
     Notes
     -----
-    The rows of one KV head (heads/kv_heads · queries) share its cache and are padded to a matrix instruction.
-    A sequence is split over blocks until two waves are full (Dao et al. 2023, *Flash-Decoding*); fewer blocks
-    than ``fill``·units cannot saturate the memory. Many short sequences are bound by the latency of their
-    blocks.
+    The rows of one KV head (heads/kv_heads · queries) share its cache and are padded to a matrix instruction. A
+    sequence is split over blocks until ``fill`` blocks for each unit are there (Dao et al. 2023, *Flash-Decoding*), no
+    shorter than ``split_keys`` and no further than the kernel's scheduler goes; the parts are combined one after the
+    other. Blocks run in waves of ``unit_blocks`` for each unit. A wave takes as long as the memory needs for its
+    bytes, or as one block needs for its keys, whichever is longer: few blocks cannot saturate the memory, and a last
+    wave that is nearly empty still takes a block's time.
     """
     rows = heads / kv_heads * queries
-    row_blocks = ceil(rows / row_tile)
-    groups = batch * kv_heads * row_blocks
-    splits = larger(smaller(ceil(keys / split_keys), ceil(2.0 * units / larger(groups, 1))), 1)
-    blocks = larger(groups * splits, 1)
-    busy = smaller(blocks / (units * fill), 1.0)
-    memory = (size + PARTIAL_BYTES * outputs * splits * (splits > 1)) / (bandwidth * memory_efficiency * busy)
-    waves = larger(blocks / units, 1.0)
-    padded = ceil(keys / splits / key_tile) * key_tile
-    compute = waves * 2.0 * row_tile * padded * head_dims / (peak * peak_efficiency / units)
-    turnover = (waves - 1.0) * block_latency
-    time = overlap(overlap(compute, memory), turnover)
-    return Parts(time + base_latency, compute, memory, 0.0, base_latency + turnover)
+    grouped = rows > 1.0
+    groups = larger(batch * kv_heads * ceil(rows / row_tile), 1.0)
+    limit = (grouped * split_sequences + (1.0 - grouped) * ungrouped_sequences) / larger(batch, 1.0)
+    parts = larger(smaller(smaller(ceil(keys / split_keys), fill * units / groups), limit), 1.0)
+    split = parts > 1.0
+    padded = ceil(keys / parts / key_tile) * key_tile
+    products = 2.0 * row_tile * padded * head_dims / (peak * peak_efficiency / units)
+    memory = (size + PARTIAL_BYTES * outputs * parts * split) / (bandwidth * memory_efficiency)
+    waves = groups * parts / (unit_blocks * units)
+    full = floor(waves)
+    last = waves - full
+    block, wave = products + block_latency, memory / waves
+    stream = full * overlap(wave, block) + (last > 0.0) * overlap(wave * last, block)
+    regroup = grouped * (batch > 1.0) * (kv_heads > 1.0) * regroup_latency
+    latency = base_latency + split * (combine_latency + part_latency * parts) + regroup
+    turnover = larger(waves, 1.0) * block_latency
+    return Parts(stream + latency, larger(waves, 1.0) * products, memory, 0.0, latency + turnover)
+
+
+def store_time(
+    tokens: Numeric, elements: Numeric, size: Numeric, *, bandwidth: Numeric, token_time: float
+) -> Numeric:
+    """Return the time of writing new keys and values into a paged cache, a kernel of its own in serving engines.
+
+    Parameters
+    ----------
+    tokens, elements, size : number or array
+        New positions, elements of the keys of one position (values have as many), bytes read and written.
+    bandwidth : float
+        Sustained memory bandwidth [B/s].
+    token_time : float
+        Time that a position of 512 elements or more takes of the whole device [s]: a block of threads each.
+
+    Returns
+    -------
+    number or array
+        Seconds, without the launch.
+    """
+    blocks = tokens * smaller(elements / STORE_ELEMENTS, 1.0)
+    time: Numeric = overlap(size / bandwidth, blocks * token_time)
+    return time
+
+
+def cached_speedup(size: Numeric, capacity: float, speedup: float) -> Numeric:
+    """Return how much faster than from memory a working set streams that was touched just before.
+
+    Parameters
+    ----------
+    size : number or array
+        Bytes of the working set.
+    capacity : float
+        Bytes of the last-level cache that it can use; 0 where nothing stays.
+    speedup : float
+        Bandwidth of the cache over that of the memory.
+
+    Returns
+    -------
+    number or array
+        ``speedup`` where all of it fits, 1 where it is larger by half or more: least recently used data are evicted
+        before they come round again.
+    """
+    if capacity <= 0.0:
+        return 1.0
+    miss = larger(smaller((size - capacity) / (SPILL * capacity), 1.0), 0.0)
+    faster: Numeric = 1.0 / (miss + (1.0 - miss) / speedup)
+    return faster

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from simulator.cost.attention import attention_time, decode_attention_time
+from simulator.cost.attention import attention_time, cached_speedup, decode_attention_time, store_time
 from simulator.cost.breakdown import Breakdown, Cost, OperatorTime
 from simulator.cost.collectives import collective_time
 from simulator.cost.matmul import matmul_time
@@ -22,6 +22,15 @@ from simulator.specs.errors import MemroofError
 from simulator.specs.hardware import Processor
 from simulator.specs.machine import Span
 
+_PREFILL = (
+    "memory_efficiency", "softmax_dim", "tile", "tile_latency", "tail", "exposed_traffic", "base_latency",
+)  # fmt: skip
+_DECODE = (
+    "memory_efficiency", "row_tile", "key_tile", "split_keys", "fill", "split_sequences", "ungrouped_sequences",
+    "unit_blocks", "block_latency", "combine_latency", "part_latency", "regroup_latency", "base_latency",
+)  # fmt: skip
+NARROW = ("fp8", "int8", "fp6", "fp4", "int4")
+"""Formats of 8 bits and fewer."""
 BACKWARD_PRODUCTS = 2.5
 """Products of the backward pass of fused attention over the forward pass's: five for two (Dao 2023)."""
 
@@ -55,7 +64,9 @@ class CostModel:
     sustained: bool = False
     _constants: dict[str, dict[str, float]] = field(init=False, repr=False, compare=False)
     _common: dict[str, float] = field(init=False, repr=False, compare=False)
+    _cache: float = field(init=False, repr=False, compare=False)
     _peaks: dict[tuple[str, bool], float] = field(init=False, repr=False, compare=False)
+    _cache: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         bandwidth = self.memory_bandwidth
@@ -71,7 +82,10 @@ class CostModel:
         object.__setattr__(
             self, "_common", {"bandwidth": float(bandwidth), "units": float(self.device.compute.units)}
         )
+        object.__setattr__(self, "_cache", max((float(c.capacity) for c in self.device.cache.values()), default=0.0))
         object.__setattr__(self, "_peaks", {})
+        last = self.device.cache.get("l2")
+        object.__setattr__(self, "_cache", float(last.capacity) if last else 0.0)
 
     def price(self, work: Work, span: Span | None = None) -> Cost:
         """Return the cost of one work; a :class:`Collective` needs the span of its group.
@@ -84,9 +98,9 @@ class CostModel:
         if isinstance(work, Matmul):
             return self._cost(self._matmul(work), "matmul")
         if isinstance(work, Attention):
-            return self._decode(work) if work.decode else self._cost(self._attention(work), "attention")
+            return self._attention(work)
         if isinstance(work, Elementwise):
-            return self._stream(work.bytes, "elementwise", work.flops, work.format, work.kernels)
+            return self._stream(work.bytes, "elementwise", work.flops, work.format, work.kernels, work.scalar)
         if isinstance(work, Gather):
             return self._stream(gather_bytes(work.rows, work.row_bytes), "embedding")
         if span is None:
@@ -168,42 +182,80 @@ class CostModel:
 
     def _matmul(self, work: Matmul) -> Parts:
         constants = dict(self._constants["matmul"])
-        grouped = constants.pop("grouped_efficiency")
+        grouped, narrow, scaled, step = (
+            constants.pop(name)
+            for name in ("grouped_efficiency", "narrow_efficiency", "scaled_efficiency", "step_latency")
+        )
         if work.grouped:
             constants["peak_efficiency"] *= grouped
+        if work.format in NARROW:
+            constants["peak_efficiency"] *= narrow
+        if work.scaled:
+            constants["peak_efficiency"] *= scaled
         return matmul_time(
             work.m, work.n, work.k, work.count,
             peak=self._peak(work.format, True), launch=self._constants["host"]["launch"],
             left_bytes=work.left_bytes, right_bytes=work.right_bytes, out_bytes=work.out_bytes,
-            row_padding=bool(self.device.compute.matrix),
+            row_padding=bool(self.device.compute.matrix), splits=not work.scaled, step_latency=step if work.scaled else 0.0,
+            cache=self._cache * constants.pop("cache_share"), reuse_distance=work.reuse_distance,
             **self._common, **constants,
         )  # fmt: skip
 
-    def _attention(self, work: Attention) -> Parts:
-        constants = dict(self._constants["attention"])
-        backward = constants.pop("backward_efficiency")
-        if work.backward:
-            constants["peak_efficiency"] = backward
+    def _attention(self, work: Attention) -> Cost:
+        parts = self._decode(work) if work.decode else self._prefill(work)
+        stored = self._store(work)
+        if work.stores:
+            parts = Parts(parts.time + stored, parts.compute, parts.memory + stored, 0.0, parts.latency)
+        if work.latent:
+            return self._cost(parts, "latent-attention")
+        return self._cost(parts, "decode-attention" if work.decode else "attention")
+
+    def _prefill(self, work: Attention) -> Parts:
+        c = self._constants["attention"]
+        efficiency = c["backward_efficiency"] if work.backward else c["peak_efficiency"]
+        if work.latent and not work.backward:
+            efficiency = self._constants["latent_attention"]["prefill_efficiency"]
+        if work.kv_bytes < work.activation_bytes:
+            efficiency *= c["narrow_efficiency"]
         # a tile of queries sees its window and its own rows
-        keys = (
-            smaller(work.keys, work.window + constants["tile"])
-            if np.any(np.isfinite(work.window))
-            else work.keys
-        )
+        keys = smaller(work.keys, work.window + c["tile"]) if np.any(np.isfinite(work.window)) else work.keys
+        size = 2.5 * work.attended_bytes if work.backward else work.attended_bytes
         return attention_time(
-            work.batch, work.heads, work.queries, keys, work.pairs, work.qk_dim + work.v_dim, work.bytes,
+            work.batch, work.heads, work.queries, keys, work.pairs, work.qk_dim + work.v_dim, size,
             peak=self._peak(work.format, True), products=BACKWARD_PRODUCTS if work.backward else 1.0,
-            **self._common, **constants,
+            units=self._common["units"], peak_efficiency=efficiency,
+            bandwidth=self._common["bandwidth"] * self._speedup(size, c), **{n: c[n] for n in _PREFILL},
         )  # fmt: skip
 
-    def _decode(self, work: Attention) -> Cost:
+    def _decode(self, work: Attention) -> Parts:
+        c = self._constants["decode_attention"]
+        if work.latent:
+            c = {**c, **self._constants["latent_attention"]}
+            c["peak_efficiency"] = c["decode_efficiency"]
+        efficiency = c["peak_efficiency"]
+        if work.kv_bytes < work.activation_bytes:
+            efficiency *= c["narrow_efficiency"]
         keys = smaller(work.keys, work.window + work.queries - 1.0)
-        parts = decode_attention_time(
-            work.batch, work.heads, work.kv_heads, work.queries, keys, work.qk_dim + work.v_dim, work.bytes,
-            work.batch * work.heads * work.queries * work.v_dim,
-            peak=self._peak(work.format, True), **self._common, **self._constants["decode_attention"],
+        # in a model's step other layers have used the caches since the last reading
+        speedup = 1.0 if self.sustained else self._speedup(work.cache_bytes, c)
+        size = work.attended_bytes - work.cache_bytes * (1.0 - 1.0 / speedup)
+        return decode_attention_time(
+            work.batch, work.heads, work.kv_heads, work.queries, keys, work.qk_dim + work.v_dim, size,
+            work.batch * work.heads * work.queries * work.v_dim, peak=self._peak(work.format, True),
+            peak_efficiency=efficiency, **self._common, **{n: c[n] for n in _DECODE},
         )  # fmt: skip
-        return self._cost(parts, "decode-attention")
+
+    def _store(self, work: Attention) -> Numeric:
+        if not work.stores:
+            return 0.0
+        c = self._constants["attention"]
+        size, tokens = work.stored_bytes, work.batch * work.queries
+        bandwidth = self._common["bandwidth"] * c["memory_efficiency"] * self._speedup(size, c)
+        written = store_time(tokens, 0.5 * work.kv_width, size, bandwidth=bandwidth, token_time=c["store_time"])
+        return written + self._constants["host"]["launch"]
+
+    def _speedup(self, size: Numeric, constants: Mapping[str, float]) -> Numeric:
+        return cached_speedup(size, self._cache * constants["cache_share"], constants["cache_bandwidth"])
 
     def _stream(
         self,
@@ -212,10 +264,14 @@ class CostModel:
         flops: Numeric = 0.0,
         format: str = "fp32",
         kernels: int = 1,
+        scalar: Numeric = 0.0,
     ) -> Cost:
+        constants = self._constants["elementwise"]
         parts = stream_time(
             size, flops, kernels, peak=self._peak(format, False), bandwidth=self._common["bandwidth"],
-            launch=self._constants["host"]["launch"], **self._constants["elementwise"],
+            memory_efficiency=constants["memory_efficiency"], base_latency=constants["base_latency"],
+            cache=self._cache * constants["cache_share"], cache_bandwidth=constants["cache_bandwidth"],
+            scalar=scalar, scalar_rate=constants["scalar_rate"] * self._common["units"],
         )  # fmt: skip
         return self._cost(parts, operator_class)
 

@@ -12,6 +12,11 @@ from simulator.graph.work import Numeric
 CORNER = 4.0
 """Exponent of the rounded roofline corner: two equal times cost 2^(1/4), 19 % more than either alone."""
 
+CACHE_CORNER = 16.0
+"""Exponent of the rounded step of a cache's hit rate at its capacity."""
+CACHE_FAR = 8.0
+"""Reuse distance over capacity beyond which nothing hits."""
+
 
 class Parts(NamedTuple):
     """Seconds of an operation; the parts that were compared (compute, memory, link) or added (latency)."""
@@ -42,6 +47,11 @@ def ceil(a: Numeric) -> Any:
     return math.ceil(a) if isinstance(a, (int, float)) else np.ceil(a)
 
 
+def floor(a: Numeric) -> Any:
+    """Round down to a whole number."""
+    return math.floor(a) if isinstance(a, (int, float)) else np.floor(a)
+
+
 def overlap(a: Numeric, b: Numeric) -> Any:
     """Return the time of two activities that overlap imperfectly: at least the longer, at most 19 % more.
 
@@ -54,3 +64,17 @@ def overlap(a: Numeric, b: Numeric) -> Any:
         return longer * (1.0 + (shorter / longer) ** CORNER) ** (1.0 / CORNER) if longer > 0.0 else 0.0
     ratio = np.divide(shorter, longer, out=np.zeros(np.shape(longer)), where=np.asarray(longer) > 0.0)
     return longer * (1.0 + ratio**CORNER) ** (1.0 / CORNER)
+
+
+def cached_share(reuse_distance: Numeric, capacity: float) -> Any:
+    """Return the share of accesses that hit a cache of ``capacity`` bytes, by the bytes between two uses of the same.
+
+    1 / (1 + (distance / capacity)^p) with p = :data:`CACHE_CORNER`: a fully associative LRU cache has a step at its capacity
+    (Mattson et al. 1970, *Evaluation techniques for storage hierarchies*), which sets and hashing round a little.
+    """
+    if capacity <= 0.0:
+        return 0.0
+    ratio: Any = reuse_distance / capacity
+    if isinstance(ratio, (int, float)):
+        return 0.0 if ratio > CACHE_FAR else 1.0 / (1.0 + ratio**CACHE_CORNER)
+    return 1.0 / (1.0 + np.minimum(ratio, CACHE_FAR) ** CACHE_CORNER)

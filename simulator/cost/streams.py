@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from simulator.cost.numeric import Parts, ceil, larger
+import numpy as np
+
+from simulator.cost.numeric import Parts, cached_share, ceil, larger
 from simulator.graph.work import Numeric
 
 TRANSACTION_BYTES = 64.0
@@ -17,8 +19,11 @@ def stream_time(
     peak: float,
     bandwidth: float,
     memory_efficiency: float,
-    half_bytes: float,
-    launch: float,
+    base_latency: float,
+    cache: float = 0.0,
+    cache_bandwidth: float = 1.0,
+    scalar: Numeric = 0.0,
+    scalar_rate: float = np.inf,
 ) -> Parts:
     """Return the time of ``kernels`` kernels that read and write ``size`` bytes in all.
 
@@ -30,21 +35,26 @@ def stream_time(
         Kernels that share the bytes equally.
     peak, bandwidth : float
         Vector peak [FLOP/s] and memory bandwidth [B/s].
-    memory_efficiency, half_bytes : float
+    memory_efficiency, base_latency, cache_bandwidth : float
         Constants; see :class:`simulator.specs.calibration.StreamConstants`.
-    launch : float
-        Shortest time of a kernel [s].
+    cache : float
+        Usable bytes of the last-level cache.
+    scalar : number or array
+        Elements handled one a thread.
+    scalar_rate : float
+        Elements a second of all units together.
 
     Returns
     -------
     Parts
-        Seconds: the longest of launch, compute and memory, the latter (size + half) / bandwidth (Hockney
-        1994's half-performance length: half of the bandwidth at ``half_bytes``).
+        Seconds: the latency of the kernels, then the longest of arithmetic, scalar loads and stores, and memory. What fits in
+        the cache is there: activations were written by the kernel before.
     """
-    memory = (size + kernels * half_bytes) / (bandwidth * memory_efficiency)
-    compute = flops / peak
-    floor = launch * kernels
-    return Parts(larger(larger(memory, compute), floor), compute, memory, 0.0, floor)
+    kept = cached_share(size / kernels, cache)
+    memory = size * ((1.0 - kept) + kept / cache_bandwidth) / (bandwidth * memory_efficiency)
+    compute = larger(flops / peak, scalar / scalar_rate)
+    floor = base_latency * kernels
+    return Parts(larger(memory, compute) + floor, compute, memory, 0.0, floor)
 
 
 def gather_bytes(rows: Numeric, row_bytes: Numeric) -> Numeric:

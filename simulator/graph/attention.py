@@ -12,6 +12,8 @@ from simulator.graph.work import Attention, Elementwise, Matmul, Numeric
 from simulator.specs.model import LatentAttention, Model
 
 SOFTMAX_FLOPS = 5.0
+NARROW = ("fp8", "fp6", "fp4")
+"""Formats of linear layers that attention does not follow; devices that have them have bf16."""
 ROTARY_FLOPS = 6.0
 
 
@@ -179,7 +181,7 @@ def _absorbed(b: BlockBuilder, model: Model, mla: LatentAttention, shape: Shape,
     context = b.tensor("context.latent", rows * local * rank)
     attention = Attention(
         shape.batch, local, 1, shape.sequence, shape.context + shape.sequence, rank + rope, rank, rank + rope,
-        True, np.inf, True, False, b.numerics.compute, b.numerics.kv_bytes, b.width,
+        True, np.inf, True, False, _product_format(b), b.numerics.kv_bytes, b.width, True,
     )  # fmt: skip
     b.add(Operator("attention.core", (attention,), inputs=(q, "kv_a.norm"), outputs=(context,), core=True))
     out = b.tensor("context", rows * local * value)
@@ -243,18 +245,25 @@ def _attention_core(
             causal,
             window,
         )
-        tail = (b.numerics.compute, b.numerics.kv_bytes, b.width)
+        expanded = kv is not None and not prefix  # latent attention: never in the cache in this form
+        tail = (_product_format(b), b.width if expanded else b.numerics.kv_bytes, b.width)
+        stores = shape.phase in ("prefill", "decode") and kv is None
         out = b.tensor(f"{prefix}context", out_elements)
         statistics = b.tensor(f"{prefix}logsumexp", shape.batch * queries * heads, 4.0)
         sinks = heads if model.attention_sinks else 0
         b.add(
             Operator(
-                name, (Attention(*common, decode, False, *tail),), (Attention(*common, False, True, *tail),), (),
+                name, (Attention(*common, decode, False, *tail, stores),), (Attention(*common, False, True, *tail),), (),
                 sinks, saved, (out, statistics), (*saved, out, statistics), core=True,
             )
         )  # fmt: skip
         return
     _separate_kernels(b, model, shape.batch * heads, queries, keys, qk_dim, v_dim, saved, prefix)
+
+
+def _product_format(b: BlockBuilder) -> str:
+    """Fused kernels multiply in bf16 where the linear layers are in a narrow floating format, whatever the cache stores."""
+    return "bf16" if b.numerics.compute in NARROW else b.numerics.compute
 
 
 def _separate_kernels(

@@ -34,6 +34,11 @@ class Matmul:
     out_bytes: float = 2.0
     grouped: bool = False
     """One kernel over experts (MoE) instead of a strided batch."""
+    scaled: bool = False
+    """A scale for every block of k, or weights that are dequantised on the way: another kernel, without split-K."""
+    reuse_distance: Numeric = np.inf
+    """Bytes that pass the device's cache between two uses of the operands. A step of a model touches all of its weights
+    before it needs the same again: infinite. A benchmark that repeats one product finds small operands in the cache."""
 
     @property
     def flops(self) -> Numeric:
@@ -73,6 +78,13 @@ class Attention:
     format: str = "bf16"
     kv_bytes: float = 2.0
     activation_bytes: float = 2.0
+    stores: bool = False
+    """Whether a kernel before it writes the new positions' keys and values into a cache (inference)."""
+
+    @property
+    def latent(self) -> bool:
+        """Whether keys are longer than values: multi-head latent attention, with kernels of its own."""
+        return bool(np.any(np.asarray(self.qk_dim) != np.asarray(self.v_dim)))
 
     @property
     def pairs(self) -> Numeric:
@@ -104,10 +116,22 @@ class Attention:
 
     @property
     def bytes(self) -> Numeric:
-        """Queries and outputs (twice in the backward pass, with their gradients) and the cache [B]."""
-        rows = self.batch * self.heads * self.queries * (self.qk_dim + self.v_dim) * self.activation_bytes
-        forward = rows + self.cache_bytes
+        """Queries and outputs (twice in the backward pass, with their gradients), the cache and what is stored [B]."""
+        forward = self.attended_bytes + self.stored_bytes
         return 2.5 * forward if self.backward else forward
+
+    @property
+    def attended_bytes(self) -> Numeric:
+        """Queries, outputs and the cache, forward [B]."""
+        rows = self.batch * self.heads * self.queries * (self.qk_dim + self.v_dim) * self.activation_bytes
+        return rows + self.cache_bytes
+
+    @property
+    def stored_bytes(self) -> Numeric:
+        """Keys and values of the new positions, read and written into the cache [B]."""
+        if not self.stores:
+            return 0.0
+        return self.batch * self.queries * self.kv_width * (self.activation_bytes + self.kv_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +143,8 @@ class Elementwise:
     flops: Numeric = 0.0
     format: str = "fp32"
     kernels: int = 1
+    scalar: Numeric = 0.0
+    """Elements that kernels without vector loads handle one a thread; 0 for kernels that load 16 bytes at a time."""
 
     @property
     def bytes(self) -> Numeric:

@@ -174,8 +174,7 @@ class _Pricing:
             cache = _row(work.cache_bytes, self.steps)
             read = host_traffic(cache, work.kv_bytes, widened=self.widened)
             parts = stream_time(
-                read, work.flops, peak=peak, bandwidth=host.channel.rate, memory_efficiency=1.0, half_bytes=0.0,
-                launch=0.0,
+                read, work.flops, peak=peak, bandwidth=host.channel.rate, memory_efficiency=1.0, base_latency=0.0,
             )  # fmt: skip
             time, traffic = time + parts.time, traffic + read
         rows = np.zeros((self.steps, len(COLUMNS)))

@@ -251,7 +251,7 @@ def _sized(a: Attention, batch: Numeric, queries: Numeric, keys: Numeric) -> Att
     # several times as fast as dataclasses.replace, and called for each iteration
     return Attention(
         batch, a.heads, a.kv_heads, queries, keys, a.qk_dim, a.v_dim, a.kv_width, a.causal, a.window, a.decode,
-        a.backward, a.format, a.kv_bytes, a.activation_bytes,
+        a.backward, a.format, a.kv_bytes, a.activation_bytes, a.stores,
     )  # fmt: skip
 
 

@@ -11,10 +11,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from simulator.specs.base import Number, Seconds, Spec
+from simulator.specs.base import ByteRate, Number, Rate, Seconds, Spec
 
 OperatorClass = Literal[
-    "matmul", "attention", "decode-attention", "elementwise", "embedding", "collective", "transfer", "host"
+    "matmul", "attention", "decode-attention", "latent-attention", "elementwise", "embedding", "collective", "transfer", "host"
 ]
 OPERATOR_CLASSES: tuple[OperatorClass, ...] = get_args(OperatorClass)
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -25,9 +25,17 @@ class MatmulConstants(Spec):
     """GEMM: what full tiles reach, and what edges, waves, short loops and few tiles lose."""
 
     peak_efficiency: Number | None = None
-    """Sustained share of the dense peak for very large tiles, all waves full (clock droop, issue slots)."""
+    """Sustained share of the dense peak with the largest tile, all waves full (clock droop, issue slots)."""
+    narrow_efficiency: Number | None = None
+    """Further factor on the peak of formats of 8 bits and fewer: they are fed twice as fast, or need more power."""
+    scaled_efficiency: Number | None = None
+    """Further factor on the peak of products with a scale for every block of k, or of weights that are dequantised."""
     memory_efficiency: Number | None = None
     """Sustained share of the memory bandwidth where operands are streamed once."""
+    cache_bandwidth: Number | None = None
+    """Bandwidth of operands that lie in the last-level cache, over the sustained one of the memory."""
+    cache_share: Number | None = None
+    """Share of the last-level cache's capacity that operands can use before they are evicted."""
     tile_m: Number | None = None
     tile_n: Number | None = None
     """Longest edges of the output tile of one unit, elements; halves and quarters of them are tried too."""
@@ -35,6 +43,15 @@ class MatmulConstants(Spec):
     """Tile edge, elements, at which loading operands takes as long as multiplying: small tiles are slower."""
     prologue_k: Number | None = None
     """Length of the k loop, elements, that filling and draining the pipeline of a tile is worth."""
+    step_latency: Seconds | None = None
+    """Shortest time of a scaled product's loop for each 128 elements of k: load, product and promotion of the partial sum
+    one after the other, where the loop is not split."""
+    wave_tail: Number | None = None
+    """Share of the idle time of a partly filled last wave that is lost: 1 where tiles run in lockstep, less where they drift."""
+    split_latency: Seconds | None = None
+    """Of adding up the partial sums of split-K: another kernel."""
+    unit_bandwidth: ByteRate | None = None
+    """Bytes of operands that one unit loads a second, through the caches."""
     fill: Number | None = None
     """Share of the units that must be busy to saturate the memory."""
     grouped_efficiency: Number | None = None
@@ -54,10 +71,22 @@ class AttentionConstants(Spec):
     """Head dimension at which the exponentials of a score take as long as its products."""
     tile: Number | None = None
     """Query rows of one tile; causal work is rounded up to it."""
-    prologue_keys: Number | None = None
-    """Keys that starting and ending a tile is worth."""
+    tile_latency: Seconds | None = None
+    """Of starting and ending a tile."""
+    tail: Number | None = None
+    """Waves of tiles that the last units end later than an even share."""
+    exposed_traffic: Number | None = None
+    """Share of the traffic of queries, keys, values and outputs that no product hides."""
+    narrow_efficiency: Number | None = None
+    """Factor on the peak where the cache has fewer bytes an element than the queries."""
+    cache_bandwidth: Number | None = None
+    """Bandwidth of the last-level cache over the memory's, for a working set that was just touched."""
+    cache_share: Number | None = None
+    """Share of the last-level cache that such a working set can use."""
+    store_time: Seconds | None = None
+    """Of writing one position's keys and values (512 elements each, or more) into a paged cache."""
     base_latency: Seconds | None = None
-    """Shortest time."""
+    """Shortest time, the launch of the storing kernel apart."""
 
 
 class DecodeConstants(Spec):
@@ -74,11 +103,48 @@ class DecodeConstants(Spec):
     split_keys: Number | None = None
     """Shortest part of a sequence, keys, that is given to a block of its own."""
     fill: Number | None = None
-    """Share of the units that must be busy to saturate the memory."""
+    """Blocks for each unit that splitting aims at."""
+    split_sequences: Number | None = None
+    """Sequences times parts at which the kernel's scheduler stops splitting, whatever the number of heads."""
+    ungrouped_sequences: Number | None = None
+    """The same where each KV head has one query row (FlashAttention-2 does not split then: 1)."""
+    unit_blocks: Number | None = None
+    """Blocks that a unit runs at once."""
     block_latency: Seconds | None = None
-    """Of one more wave of blocks: page table, first load, combination."""
+    """Of a block: page table, first load, write."""
+    combine_latency: Seconds | None = None
+    """Of the kernel that combines the parts of split sequences."""
+    part_latency: Seconds | None = None
+    """Of one more part in that kernel, which reads them one after the other."""
+    regroup_latency: Seconds | None = None
+    """Of copies that bring the query heads of a KV head together, where the kernel needs them (FlashAttention-2)."""
+    narrow_efficiency: Number | None = None
+    """Factor on the peak where the cache has fewer bytes an element than the queries: conversion."""
+    cache_bandwidth: Number | None = None
+    """Bandwidth of the last-level cache over the memory's, for a KV cache that was just read (a repeated benchmark)."""
+    cache_share: Number | None = None
+    """Share of the last-level cache that it can use."""
     base_latency: Seconds | None = None
-    """Shortest time: launch, dependent loads, combination of the splits."""
+    """Shortest time: launch, dependent loads; the launch of the storing kernel apart."""
+
+
+class LatentConstants(Spec):
+    """Multi-head latent attention: what differs from the constants of attention and decode attention."""
+
+    prefill_efficiency: Number | None = None
+    """Sustained share of the matrix peak in prefill (keys of 192, values of 128 elements), softmax apart."""
+    decode_efficiency: Number | None = None
+    """The same of absorbed attention in decode, padding of the query rows apart."""
+    memory_efficiency: Number | None = None
+    """Sustained share of the memory bandwidth on a long latent cache."""
+    row_tile: Number | None = None
+    """Heads that share one pass over the latent cache."""
+    narrow_efficiency: Number | None = None
+    """Factor on the peak where the latent cache has fewer bytes an element than the queries: conversion."""
+    module_latency: Seconds | None = None
+    """Shortest time of the module (absorption, store, attention) where each kernel is launched by itself: the CPU's."""
+    narrow_latency: Seconds | None = None
+    """What the kernels that quantise for a narrow cache add to it."""
 
 
 class StreamConstants(Spec):
@@ -86,8 +152,14 @@ class StreamConstants(Spec):
 
     memory_efficiency: Number | None = None
     """Sustained share of the bandwidth for large kernels."""
-    half_bytes: Number | None = None
-    """Bytes at which half of the sustained bandwidth is reached."""
+    cache_bandwidth: Number | None = None
+    """Bandwidth of kernels whose operands fit in the last-level cache, over the sustained one of the memory."""
+    cache_share: Number | None = None
+    """Share of the last-level cache's capacity that operands can use before they are evicted."""
+    base_latency: Seconds | None = None
+    """Of a kernel that does nothing: launch, first load, tail."""
+    scalar_rate: Rate | None = None
+    """Elements a second of one unit in kernels that load and store one element a thread instead of vectors of 16 bytes."""
 
 
 class CollectiveConstants(Spec):
@@ -164,6 +236,7 @@ class Calibration(Spec):
     matmul: MatmulConstants = MatmulConstants()
     attention: AttentionConstants = AttentionConstants()
     decode_attention: DecodeConstants = DecodeConstants()
+    latent_attention: LatentConstants = LatentConstants()
     elementwise: StreamConstants = StreamConstants()
     collective: CollectiveConstants = CollectiveConstants()
     transfer: TransferConstants = TransferConstants()
