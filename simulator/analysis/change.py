@@ -67,7 +67,9 @@ def sensitivity(result: Result) -> tuple[Sensitivity, ...]:
     base = result.headline.value
     for name, change in FIGURES.items():
         hardware = change(setup.hardware, 1.0 + STEP)
-        changed = replace(setup, hardware=hardware, cost=cost_model(hardware, setup.cost.calibration))
+        changed = replace(
+            setup, hardware=hardware, cost=cost_model(hardware, setup.cost.calibration, setup.cost.measured)
+        )
         found = Result(changed, strategy(setup.scenario.kind).simulate(changed)).headline.value
         if base and found != base:
             rows.append(Sensitivity(name, STEP, found / base - 1.0))

@@ -142,7 +142,13 @@ class Result:
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What the answer takes for granted."""
-        return self.outcome.assumptions
+        table = self.setup.cost.measured
+        if table is None:
+            return self.outcome.assumptions
+        return (
+            f"{table.size} measured products of {table.file} replace predicted times",
+            *self.outcome.assumptions,
+        )
 
     @cached_property
     def sources(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from simulator.analysis.result import Result
 from simulator.analysis.strategies import strategy
 from simulator.cost import CostModel
-from simulator.specs import Calibration, Catalog, Hardware, Scenario
+from simulator.specs import Calibration, Catalog, Hardware, MeasuredTable, Scenario, read_measured
 from simulator.strategy import Setup
 
 
@@ -44,12 +44,18 @@ def load(
         checked = scenario
     model = catalog.model(checked.model)
     hardware = catalog.hardware(checked.hardware)
-    return Setup(checked, model, hardware, cost_model(hardware, catalog.calibration(hardware.device)))
+    measured = read_measured(Path(checked.measured), hardware.device.name) if checked.measured else None
+    return Setup(
+        checked, model, hardware, cost_model(hardware, catalog.calibration(hardware.device), measured)
+    )
 
 
-def cost_model(hardware: Hardware, calibration: Calibration) -> CostModel:
+def cost_model(
+    hardware: Hardware, calibration: Calibration, measured: MeasuredTable | None = None
+) -> CostModel:
     """Return the cost model of the accelerators, at the clock that they hold under load."""
-    return CostModel(hardware.device, calibration, hardware.memory.read.bandwidth, sustained=True)
+    bandwidth = hardware.memory.read.bandwidth
+    return CostModel(hardware.device, calibration, bandwidth, sustained=True, measured=measured)
 
 
 def run(

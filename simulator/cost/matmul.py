@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -97,60 +97,79 @@ step_latency, cache_bandwidth : float
     memory overlap imperfectly (:func:`simulator.cost.numeric.overlap`); libraries choose the best kernel, hence the
     minimum.
     """
+    if not isinstance(m * n * count, np.ndarray) and m * n * count == 0:
+        return Parts(launch, 0.0, 0.0, 0.0, launch)
     rate = peak * peak_efficiency / units
     bandwidth = bandwidth * memory_efficiency
     kept = cached_share(reuse_distance, cache)
     streamed = count * (m * k * left_bytes + k * n * right_bytes + m * n * out_bytes)
     streaming = streamed * ((1.0 - kept) + kept / cache_bandwidth) / bandwidth
     # partial sums are read right after they were written
-    partial_sums = count * m * n * PARTIAL_BYTES / (bandwidth * cache_bandwidth)
+    partial = count * m * n * PARTIAL_BYTES / (bandwidth * cache_bandwidth)
     busy = units * fill
     # the largest tile has edges tile_m and tile_n / 2
     base = 1.0 - tile_edge * (1.0 / tile_m + 2.0 / tile_n)
-    shortest = k * (step_latency / SCALE_BLOCK)
+    rows_loaded, columns_loaded = m * left_bytes / unit_bandwidth, n * right_bytes / unit_bandwidth
+    row_load, column_load = left_bytes / unit_bandwidth, right_bytes / unit_bandwidth
 
-    def candidate(tm: Any, tn: Any, split: Any, again: Any) -> tuple[Any, Any]:
+    per_area, per_edge = 2.0 * base / rate, 2.0 * tile_edge / rate
+
+    def candidate(
+        tm: Any, tn: Any, split: Any, partials: Any, limit: Any, area: Any, edges: Any
+    ) -> tuple[Any, Any, Any]:
         tiles = np.ceil(m / tm) * np.ceil(n / tn) * (count * split)
-        full = tiles / units
-        waves = np.maximum(full + wave_tail * (np.ceil(full) - full), 1.0) * (tiles > 0.0)
-        rows = tm if row_padding else np.minimum(tm, m)
-        product = (2.0 * base * rows * tn + 2.0 * tile_edge * (rows + tn)) / rate
-        loading = (left_bytes * np.minimum(tm, m) + right_bytes * np.minimum(tn, n)) / unit_bandwidth
-        compute = waves * np.maximum((k / split + prologue_k) * np.maximum(product, loading), shortest)
-        busy_share = np.minimum(np.maximum(tiles, 1.0) / busy, 1.0)
-        memory = (streaming + partial_sums * (split * again)) / busy_share
-        useless = again * (full > SPLIT_WAVES)
-        return np.where(useless > 0.0, np.inf, compute), memory
+        waves = tiles / units
+        useless = waves > limit
+        waves = np.maximum((1.0 - wave_tail) * waves + wave_tail * np.ceil(waves), 1.0)
+        if not row_padding:
+            rows = np.minimum(tm, m)
+            area, edges = rows * tn, rows + tn
+        product = per_area * area + per_edge * edges
+        loading = np.minimum(tm * row_load, rows_loaded) + np.minimum(tn * column_load, columns_loaded)
+        compute = waves * ((k / split + prologue_k) * np.maximum(product, loading))
+        if step_latency:
+            compute = np.maximum(compute, waves * (k * step_latency / SCALE_BLOCK))
+        return compute, (streaming + partial * partials) / np.minimum(tiles / busy, 1.0), useless
 
     choices = _candidates(tile_m, tile_n, splits)
     if any(isinstance(x, np.ndarray) for x in (m, n, k, count, reuse_distance)):
-        time, compute, memory = _fastest((candidate(*choice), split_latency * choice[3]) for choice in choices.T.tolist())
+        time, compute, memory = _fastest(choices.T.tolist(), candidate, split_latency)
     else:
-        computes, memories = candidate(*choices)
-        times = overlap(computes, memories) + split_latency * choices[3]
+        computes, memories, useless = candidate(*choices)
+        times = overlap(computes, memories) + split_latency * (choices[3] > 0.0)
+        times[useless] = np.inf
         best = times.argmin()
         time, compute, memory = float(times[best]), float(computes[best]), float(memories[best])
     return Parts(time + launch, compute, memory, 0.0, launch)
 
 
-def _fastest(candidates: Iterable[tuple[tuple[Any, Any], float]]) -> tuple[Any, Any, Any]:
+def _fastest(choices: Iterable[Any], candidate: Callable[..., tuple[Any, Any, Any]], split_latency: float) -> tuple[Any, Any, Any]:
     # one candidate after the other, so that a large sweep needs the memory of two
     best: tuple[Any, ...] = (np.inf, 0.0, 0.0)
-    for (compute, memory), latency in candidates:
-        tried = (overlap(compute, memory) + latency, compute, memory)
-        faster = tried[0] < best[0]
-        best = tuple(np.where(faster, new, old) for new, old in zip(tried, best, strict=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for choice in choices:
+            compute, memory, useless = candidate(*choice)
+            if np.all(useless):
+                continue
+            # nothing to multiply has no tiles, and takes no time
+            memory = np.where(memory >= 0.0, memory, 0.0)
+            tried = (overlap(compute, memory) + (split_latency if choice[3] else 0.0), compute, memory)
+            faster = (tried[0] < best[0]) & ~useless
+            best = tuple(np.where(faster, new, old) for new, old in zip(tried, best, strict=True))
     return best[0], best[1], best[2]
 
 
 @lru_cache(maxsize=16)
 def _candidates(tile_m: float, tile_n: float, splits: bool) -> Array:
-    """Return the rows tile height, tile width, splits, and 1 where k is split."""
+    """Return the rows height, width, splits of k, partial sums an element of the output, waves at most, area, edges."""
     # accumulators have room for half of the square of the longest edges (256 x 128 on GPUs)
     shapes = [(1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.5, 0.25), (0.25, 0.5), (0.25, 0.25)]
     grid = [
-        (tile_m * a, tile_n * b, split, float(split > 1))
+        (
+            tile_m * a, tile_n * b, split, split if split > 1 else 0.0, SPLIT_WAVES if split > 1 else np.inf,
+            tile_m * a * tile_n * b, tile_m * a + tile_n * b,
+        )
         for a, b in shapes
         for split in (SPLITS if splits else SPLITS[:1])
-    ]
+    ]  # fmt: skip
     return np.array(grid).T

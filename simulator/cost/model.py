@@ -11,6 +11,7 @@ from simulator.cost.attention import attention_time, cached_speedup, decode_atte
 from simulator.cost.breakdown import Breakdown, Cost, OperatorTime
 from simulator.cost.collectives import collective_time
 from simulator.cost.matmul import matmul_time
+from simulator.cost.measured import with_measured
 from simulator.cost.numeric import Parts, smaller
 from simulator.cost.peaks import peak_flops
 from simulator.cost.streams import gather_bytes, stream_time, transfer_time
@@ -21,6 +22,7 @@ from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, OperatorC
 from simulator.specs.errors import MemroofError
 from simulator.specs.hardware import Processor
 from simulator.specs.machine import Span
+from simulator.specs.measured import MeasuredTable
 
 _PREFILL = (
     "memory_efficiency", "softmax_dim", "tile", "tile_latency", "tail", "exposed_traffic", "base_latency",
@@ -52,6 +54,9 @@ class CostModel:
         Whether matrix units run at the clock that they hold under minutes of load (a training step, a busy server) or at
         that of a short benchmark.
 
+    measured : MeasuredTable, optional
+        Measured products that replace predicted times of the very same shape.
+
     Raises
     ------
     MemroofError
@@ -62,6 +67,7 @@ class CostModel:
     calibration: Calibration
     memory_bandwidth: float | None = None
     sustained: bool = False
+    measured: MeasuredTable | None = None
     _constants: dict[str, dict[str, float]] = field(init=False, repr=False, compare=False)
     _common: dict[str, float] = field(init=False, repr=False, compare=False)
     _cache: float = field(init=False, repr=False, compare=False)
@@ -96,7 +102,8 @@ class CostModel:
             If the device has no unit for the work's number format, or a collective comes without a span.
         """
         if isinstance(work, Matmul):
-            return self._cost(self._matmul(work), "matmul")
+            cost = self._cost(self._matmul(work), "matmul")
+            return cost if self.measured is None else with_measured(cost, work, self.measured)
         if isinstance(work, Attention):
             return self._attention(work)
         if isinstance(work, Elementwise):

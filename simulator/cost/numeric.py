@@ -12,6 +12,8 @@ from simulator.graph.work import Numeric
 CORNER = 4.0
 """Exponent of the rounded roofline corner: two equal times cost 2^(1/4), 19 % more than either alone."""
 
+TINY = 1e-300
+"""Divides nothing by something."""
 CACHE_CORNER = 16.0
 """Exponent of the rounded step of a cache's hit rate at its capacity."""
 CACHE_FAR = 8.0
@@ -62,8 +64,9 @@ def overlap(a: Numeric, b: Numeric) -> Any:
     longer, shorter = larger(a, b), smaller(a, b)
     if isinstance(longer, (int, float)):
         return longer * (1.0 + (shorter / longer) ** CORNER) ** (1.0 / CORNER) if longer > 0.0 else 0.0
-    ratio = np.divide(shorter, longer, out=np.zeros(np.shape(longer)), where=np.asarray(longer) > 0.0)
-    return longer * (1.0 + ratio**CORNER) ** (1.0 / CORNER)
+    ratio = shorter / np.maximum(longer, TINY)
+    # the fourth power and root: much faster than the general power
+    return longer * np.sqrt(np.sqrt(1.0 + np.square(np.square(ratio))))
 
 
 def cached_share(reuse_distance: Numeric, capacity: float) -> Any:

@@ -6,6 +6,7 @@ from simulator.specs.catalog import FOLDERS, Catalog, scenario_with, shipped_roo
 from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError
 from simulator.specs.hardware import Cluster, LinkType, MemoryDevice, Network, Node, NumberFormat, Processor
 from simulator.specs.machine import Edge, Engine, Hardware, Machine, Route, Span, Store, Tier
+from simulator.specs.measured import MeasuredTable, read_measured
 from simulator.specs.model import LatentAttention, MixtureOfExperts, Model
 from simulator.specs.scenario import (
     OffloadScenario,
@@ -33,6 +34,7 @@ __all__ = [
     "LatentAttention",
     "LinkType",
     "Machine",
+    "MeasuredTable",
     "MemoryDevice",
     "MemroofError",
     "MixtureOfExperts",
@@ -60,6 +62,7 @@ __all__ = [
     "TrainingStrategy",
     "TrainingWorkload",
     "UnknownNameError",
+    "read_measured",
     "scenario_with",
     "shipped_root",
     "validate",

@@ -64,6 +64,8 @@ class ScenarioBase(Spec):
     hardware: HardwareChoice
     model: str
     expect: dict[str, Expectation] = {}
+    measured: str | None = None
+    """CSV file of measured products (device, format, m, n, k, time) that replace predicted times of the same shape."""
     limit: dict[str, str] = {}
     """Largest (or, with a leading '>', smallest) value of a result metric: ``time_to_first_token_p99: 2 s``."""
 
