@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("simulator.cli.importing", "Turn a Hugging Face config.json into a model file."),
     "trace": ("simulator.cli.trace", "Write a scenario's timeline for ui.perfetto.dev."),
     "validate": ("simulator.cli.validate", "Compare predictions with measured data sets."),
+    "measure": ("simulator.cli.measure", "Time kernels and steps on this machine, for calibrate."),
+    "compare": ("simulator.cli.compare", "Compare a measured trace or benchmark with a scenario."),
     "calibrate": ("simulator.cli.calibrate", "Fit a device's constants on measured rows."),
     "report": ("simulator.cli.report", "Write a scenario's sizing report: HTML, Markdown, CSV."),
 }

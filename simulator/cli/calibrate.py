@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,12 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Folder for DEVICE.yaml; the folder of the class-wide constants if absent.",
 )
+@click.option(
+    "--architecture",
+    "architectures",
+    is_flag=True,
+    help="Fit nothing: write ARCHITECTURE.yaml from the devices' files, for devices that are not measured.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses the groups that are held out.")
 @click.option("--date", metavar="YYYY-MM-DD", help="Date of the fit in the file; today if absent.")
 @path_option
@@ -53,6 +60,7 @@ def command(
     devices: tuple[str, ...],
     classes: tuple[str, ...],
     output: Path | None,
+    architectures: bool,
     seed: int,
     date: str | None,
     paths: tuple[Path, ...],
@@ -62,7 +70,7 @@ def command(
     from simulator.report.validation import fitted_lines
     from simulator.specs import MemroofError
     from simulator.specs.errors import unknown
-    from simulator.validation import fit_device, known_fits, write_calibration
+    from simulator.validation import fit_device, known_fits, write_architectures, write_calibration
     from simulator.validation.fit import devices_with_rows
 
     catalog = open_catalog(paths)
@@ -73,6 +81,15 @@ def command(
             )
     fits = [fit for fit in known_fits() if not classes or fit.operator_class in classes]
     folder = output or catalog.file("calibration", "gpu").parent
+    if architectures:
+        if devices:
+            raise click.UsageError("--architecture takes all devices of the folder; leave --device out")
+        inherited = write_architectures(fits, measurements, catalog, folder)
+        if as_json:
+            print_json([dataclasses.asdict(one) for one in inherited])
+        else:
+            print_lines([f"{one.architecture} {one}" for one in inherited])
+        return 0
     chosen = devices or devices_with_rows(fits, measurements, catalog)
     if not chosen:
         raise MemroofError(f"{measurements}: no rows that constants can be fitted on")
@@ -81,12 +98,23 @@ def command(
         results = fit_device(
             device, fits, measurements, catalog, seed=seed, date=date or datetime.date.today().isoformat()
         )
+        for fitted in results:
+            if not fitted.usable:
+                note(
+                    f"left out {device} {fitted.operator_class}: held-out rows scatter by {fitted.spread:.0%}, so that it keeps "
+                    "the constants it had; was the machine busy, or does its file state other peaks?"
+                )
+        results = tuple(fitted for fitted in results if fitted.usable)
+        if not results:
+            continue
         file = folder / f"{device}.yaml"
         write_calibration(file, device, results)
         written += results
         if not as_json:
             print_lines(fitted_lines(results))
         note(f"wrote {file}")
+    if not written:
+        raise MemroofError(f"{measurements}: the rows scatter too much for constants")
     if as_json:
         print_json(
             [

@@ -2,7 +2,15 @@
 
 from simulator.cost.attention import attention_time, decode_attention_time
 from simulator.cost.breakdown import BOUNDS, Bound, Breakdown, Cost, OperatorTime
-from simulator.cost.collectives import Algorithm, algorithms, collective_time, collective_traffic
+from simulator.cost.collectives import (
+    Algorithm,
+    LinkConstants,
+    algorithms,
+    collective_time,
+    collective_traffic,
+)
+from simulator.cost.custom_all_reduce import CustomConstants, custom_all_reduce_time
+from simulator.cost.expert_exchange import ExchangeConstants, exchange_time, low_latency_exchange_time
 from simulator.cost.matmul import matmul_time
 from simulator.cost.model import CostModel
 from simulator.cost.numeric import Parts, overlap
@@ -17,6 +25,9 @@ __all__ = [
     "Breakdown",
     "Cost",
     "CostModel",
+    "CustomConstants",
+    "ExchangeConstants",
+    "LinkConstants",
     "OperatorTime",
     "Parts",
     "adam_bytes",
@@ -25,9 +36,12 @@ __all__ = [
     "class_errors",
     "collective_time",
     "collective_traffic",
+    "custom_all_reduce_time",
     "decode_attention_time",
+    "exchange_time",
     "gather_bytes",
     "interval",
+    "low_latency_exchange_time",
     "matmul_time",
     "overlap",
     "peak_flops",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from simulator.cost.numeric import Parts, ceil, floor, larger, overlap, smaller
 from simulator.graph.work import Numeric
 
+HEAD_DIMS = 256.0
+"""Sum of the dimensions of a key and a value that ``key_latency`` is meant for."""
 PARTIAL_BYTES = 8.0
 """Traffic of one element of a partial output of a split sequence: written and read once in fp32."""
 MASKED_ROWS = 16.0
@@ -64,17 +66,21 @@ def attention_time(
     Notes
     -----
     One tile of query rows walks over its keys (Dao 2023, algorithm 1): the mean number of them, with half a tile more
-    on the diagonal. batch·heads·ceil(queries/tile) tiles share the units and end raggedly, ``tail`` waves later than an
-    even share; none ends before the longest tile. Each pair also costs one exponential on a slower unit, worth
-    ``softmax_dim`` of the head dimension (Shah et al. 2024, section 3.2). Loading queries and writing outputs stands
-    at both ends of a tile, where no product hides it: ``exposed_traffic`` of the traffic adds to the products' time.
+    on the diagonal. batch·heads·ceil(queries/tile) tiles share the units. Tiles of equal length take whole waves; where
+    they are ragged (their mean is half of the longest over a whole causal sequence), short ones fill the gaps and the
+    end comes ``tail`` waves after an even share. It never comes before that of the longest tile. Each pair also costs
+    one exponential on a slower unit, in the forward and again in the backward pass, worth ``softmax_dim`` of the head
+    dimension (Shah et al. 2024, section 3.2). Loading queries and writing outputs stands at both ends of a tile, where
+    no product hides it: ``exposed_traffic`` of the traffic adds to the products' time.
     """
     tiles = ceil(queries / tile)
     reach = ceil(keys / MASKED_ROWS) * MASKED_ROWS
     mean = smaller(pairs / larger(queries, 1) + 0.5 * tile, reach)
     head = 0.5 * head_dims
-    step = products * 2.0 * tile * head_dims * (head + softmax_dim) / head / (peak * peak_efficiency / units)
-    waves = batch * heads * tiles / units + tail
+    step = 2.0 * tile * head_dims * (products * head + softmax_dim) / head / (peak * peak_efficiency / units)
+    even = batch * heads * tiles / units
+    ragged = smaller(2.0 - 2.0 * mean / reach, 1.0)
+    waves = even + ragged * tail + (1.0 - ragged) * (ceil(even) - even)
     compute = larger(waves * (step * mean + tile_latency), step * reach + tile_latency)
     memory = size / (bandwidth * memory_efficiency)
     exposed = exposed_traffic * memory
@@ -98,11 +104,13 @@ def decode_attention_time(
     peak_efficiency: float,
     memory_efficiency: float,
     row_tile: float,
+    key_latency: float,
     key_tile: float,
     split_keys: float,
     fill: float,
     split_sequences: float,
     ungrouped_sequences: float,
+    split_parts: float,
     unit_blocks: float,
     block_latency: float,
     combine_latency: float,
@@ -125,8 +133,8 @@ def decode_attention_time(
         Elements of the output, which every part of a sequence writes in fp32.
     peak, bandwidth, units : float
         Matrix peak [FLOP/s], memory bandwidth [B/s], units that blocks spread over.
-    peak_efficiency, memory_efficiency, row_tile, key_tile, split_keys, fill : float
-    split_sequences, ungrouped_sequences, unit_blocks, block_latency, combine_latency : float
+    peak_efficiency, memory_efficiency, row_tile, key_latency, key_tile, split_keys, fill : float
+    split_sequences, ungrouped_sequences, split_parts, unit_blocks, block_latency, combine_latency : float
     part_latency, regroup_latency, base_latency : float
         Constants; see :class:`simulator.specs.calibration.DecodeConstants`.
 
@@ -137,7 +145,8 @@ def decode_attention_time(
 
     Notes
     -----
-    The rows of one KV head (heads/kv_heads · queries) share its cache and are padded to a matrix instruction. A
+    The rows of one KV head (heads/kv_heads · queries) share its cache and are padded to a matrix instruction; a block
+    takes their products' time, and no less than ``key_latency`` for each key that it loads and takes exponentials of. A
     sequence is split over blocks until ``fill`` blocks for each unit are there (Dao et al. 2023, *Flash-Decoding*), no
     shorter than ``split_keys`` and no further than the kernel's scheduler goes; the parts are combined one after the
     other. Blocks run in waves of ``unit_blocks`` for each unit. A wave takes as long as the memory needs for its
@@ -148,10 +157,13 @@ def decode_attention_time(
     grouped = rows > 1.0
     groups = larger(batch * kv_heads * ceil(rows / row_tile), 1.0)
     limit = (grouped * split_sequences + (1.0 - grouped) * ungrouped_sequences) / larger(batch, 1.0)
-    parts = larger(smaller(smaller(ceil(keys / split_keys), fill * units / groups), limit), 1.0)
+    longest = smaller(ceil(keys / split_keys), split_parts)
+    parts = larger(floor(smaller(smaller(longest, fill * units / groups), limit) + 0.5), 1.0)
     split = parts > 1.0
     padded = ceil(keys / parts / key_tile) * key_tile
-    products = 2.0 * row_tile * padded * head_dims / (peak * peak_efficiency / units)
+    padded_rows = smaller(ceil(rows / MASKED_ROWS) * MASKED_ROWS, row_tile)
+    products = 2.0 * padded_rows * padded * head_dims / (peak * peak_efficiency / units)
+    products = larger(products, padded * key_latency * head_dims / HEAD_DIMS)
     memory = (size + PARTIAL_BYTES * outputs * parts * split) / (bandwidth * memory_efficiency)
     waves = groups * parts / (unit_blocks * units)
     full = floor(waves)

@@ -8,14 +8,14 @@ rings (one through every rail of a node), trees and in-switch reduction (NVLink 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from simulator.cost.numeric import Parts
+from simulator.cost.numeric import Parts, larger, smaller
 from simulator.graph.work import CollectiveKind, Numeric
 from simulator.specs.machine import Span, Tier
 
+SWITCH_SHARPNESS = 4.0
+"""Exponent of the step between protocols: from a fifth to four fifths of it within a factor of two in size."""
 NODE = "node"
 """Name of the tier inside a machine; the others are networks."""
 
@@ -29,20 +29,30 @@ class Algorithm(NamedTuple):
     hops: tuple[float, ...]
 
 
-def collective_time(
-    kind: CollectiveKind,
-    span: Span,
-    size: Numeric,
-    *,
-    bandwidth_efficiency: float,
-    network_efficiency: float,
-    in_switch_efficiency: float,
-    base_latency: float,
-    hop_latency: float,
-    handshake: float,
-    low_latency_share: float,
-) -> Parts:
-    """Return the time of a collective.
+class LinkConstants(NamedTuple):
+    """What :func:`collective_time` needs; see :class:`simulator.specs.calibration.CollectiveConstants`."""
+
+    bandwidth_efficiency: float
+    network_efficiency: float
+    in_switch_efficiency: float
+    exchange_efficiency: float
+    staging_exponent: float
+    base_latency: float
+    hop_latency: float
+    flag_bandwidth: float
+    line_latency: float
+    low_latency_share: float
+    handshake: float
+    switch_handshake: float
+    exchange_handshake: float
+    bulk_bytes: float
+    network_bulk_bytes: float
+    chunk_latency: float
+    ring_edge: float
+
+
+def collective_time(kind: CollectiveKind, span: Span, size: Numeric, constants: LinkConstants) -> Parts:
+    """Return the time of a collective of the communication library.
 
     Parameters
     ----------
@@ -52,41 +62,36 @@ def collective_time(
         What the group spans, innermost tier first. One rank communicates with nobody: no time.
     size : number or array
         The whole tensor's bytes, as :class:`simulator.graph.work.Collective` defines them.
-    bandwidth_efficiency, network_efficiency, in_switch_efficiency : float
-    base_latency, hop_latency, handshake, low_latency_share : float
-        Constants; see :class:`simulator.specs.calibration.CollectiveConstants`.
+    constants : LinkConstants
 
     Returns
     -------
     Parts
-        Seconds; link is the time of the slowest tier.
+        Seconds; latency is that of launch and hops, link the rest.
 
     Notes
     -----
-    time = base + hops·α + max over tiers of bytes/(bandwidth·efficiency): a chunked ring or tree keeps all
-    tiers busy at once, so that the slowest binds. The library takes the best of its algorithms
-    (:func:`algorithms`) and of two protocols: a handshake and full bandwidth, or no handshake and a share of
-    it (NCCL's Simple and LL).
+    With λ = base + hops·α and β = max over tiers of bytes/(bandwidth·efficiency), a chunked ring or tree keeping all
+    tiers busy so that the slowest binds, the library's protocols take
+
+    - flags beside words (NCCL's LL): λ + bytes/flag_bandwidth;
+    - flagged cache lines (LL128): λ + line_latency + β/low_latency_share;
+    - full bandwidth (Simple): λ + handshake + β + sqrt(chunk_latency·β): a message cut in c chunks pays β/c to fill the
+      pipeline and a latency for each chunk, and the best c leaves the geometric mean (Thakur et al. 2005, section 5, and
+      Sanders et al. 2009, section 2, for pipelined broadcast).
+
+    Which one runs is the library's own guess: from ``bulk_bytes``·sqrt(ranks) bytes sent, between nodes from
+    ``network_bulk_bytes``, the third, though a smaller
+    message may lose by it. Versions differ in where they switch, so that the step is spread over a factor of two. A
+    switch reduces only with the third, for a handshake of its own. Inside a node a ring takes ``ring_edge`` steps longer
+    than its hops, for its first send and its last receive, and an exchange half as much, for the copy of its own share.
     """
     if span.size == 1:
         return Parts(0.0 * size, 0.0, 0.0, 0.0 * size, 0.0)
-    best: Parts | None = None
-    for algorithm in algorithms(kind, span):
-        slowest, hops = 0.0, 0.0
-        for tier, share, in_switch, count in zip(span.tiers, *algorithm[1:], strict=True):
-            efficiency = bandwidth_efficiency if tier.name == NODE else network_efficiency
-            slowest = max(
-                slowest, share / (tier.bandwidth * (in_switch_efficiency if in_switch else efficiency))
-            )
-            hops += count * (tier.latency + hop_latency)
-        for wait, share in _protocols(algorithm, handshake, low_latency_share):
-            latency, link = base_latency + hops + wait, size * (slowest / share)
-            tried = Parts(latency + link, 0.0, 0.0, link, latency)
-            best = tried if best is None else _faster(tried, best)
-    assert best is not None  # every kind has an algorithm
+    latency, time = (_exchange if kind in ("all-to-all", "send") else _reduction)(kind, span, size, constants)
     # nothing to send is nothing to wait for
     some = size > 0
-    return Parts(best.time * some, 0.0, 0.0, best.link, best.latency * some)
+    return Parts(time * some, 0.0, 0.0, (time - latency) * some, latency * some)
 
 
 def collective_traffic(kind: CollectiveKind, span: Span, size: float) -> tuple[float, ...]:
@@ -128,13 +133,78 @@ def algorithms(kind: CollectiveKind, span: Span) -> tuple[Algorithm, ...]:
     return (ring,)
 
 
-def _protocols(
-    algorithm: Algorithm, handshake: float, low_latency_share: float
-) -> tuple[tuple[float, float], ...]:
-    """Return (latency, share of the bandwidth) of each protocol; a switch reduces only at full bandwidth."""
-    if any(algorithm.in_switch):
-        return ((2.0 * handshake, 1.0),)
-    return (handshake, 1.0), (0.0, low_latency_share)
+def _reduction(
+    kind: CollectiveKind, span: Span, size: Numeric, constants: LinkConstants
+) -> tuple[float, Numeric]:
+    """Return latency and time of the collectives that run as rings, trees or in the switch."""
+    choices = algorithms(kind, span)
+    # the bytes that a rank sends around the ring decide, whatever the algorithm
+    outermost, sent = next(
+        (tier, share)
+        for tier, share in zip(reversed(span.tiers), reversed(choices[0].traffic), strict=True)
+        if tier.size > 1
+    )
+    if outermost.name == NODE:
+        switch_at = constants.bulk_bytes * math.sqrt(span.size) / sent
+    else:
+        switch_at = constants.network_bulk_bytes / sent
+    capped = smaller(size, switch_at)
+    small: Any = None
+    bulk: Any = None
+    least = rate = math.inf
+    for algorithm in choices:
+        latency, slowest = _alpha_beta(algorithm, span, constants)
+        least, rate = min(least, latency), min(rate, slowest)
+        if any(algorithm.in_switch):
+            handshake = constants.switch_handshake
+        else:
+            handshake = constants.handshake
+            flags = latency + capped * max(max(algorithm.traffic) / constants.flag_bandwidth, 2.0 * slowest)
+            lines = latency + constants.line_latency + capped * (slowest / constants.low_latency_share)
+            tried = smaller(flags, lines)
+            small = tried if small is None else smaller(small, tried)
+        beta = size * slowest
+        tried = latency + handshake + beta + (beta * constants.chunk_latency) ** 0.5
+        bulk = tried if bulk is None else smaller(bulk, tried)
+    share = 1.0 / (1.0 + (switch_at / larger(size, 1e-9)) ** SWITCH_SHARPNESS)
+    return least, larger(small + share * larger(bulk - small, 0.0), least + size * rate)
+
+
+def _exchange(
+    kind: CollectiveKind, span: Span, size: Numeric, constants: LinkConstants
+) -> tuple[float, Numeric]:
+    """Return latency and time of messages without a ring: flags for small ones, else full bandwidth."""
+    (algorithm,) = algorithms(kind, span)
+    latency, slowest = _alpha_beta(algorithm, span, constants)
+    # messages to all peers are in flight together, each at the rate of its own channel
+    peers = span.size if kind == "all-to-all" else 1
+    beta = size * slowest
+    # one message to one peer has no pipeline to fill
+    chunk_latency = constants.chunk_latency if kind == "all-to-all" else 0.0
+    flags = latency + larger(size / (peers * constants.flag_bandwidth), 2.0 * beta)
+    bulk = latency + constants.exchange_handshake + beta + (beta * chunk_latency) ** 0.5
+    return latency, smaller(flags, bulk)
+
+
+def _alpha_beta(algorithm: Algorithm, span: Span, constants: LinkConstants) -> tuple[float, float]:
+    """Return the latency [s] and the seconds a byte of the tensor on the slowest tier."""
+    slowest, latency = 0.0, constants.base_latency
+    ring = algorithm.name in ("ring", "tree")
+    for tier, share, in_switch, count in zip(span.tiers, *algorithm[1:], strict=True):
+        if in_switch:
+            efficiency = constants.in_switch_efficiency
+        elif tier.name != NODE:
+            efficiency = constants.network_efficiency
+        else:
+            efficiency = constants.bandwidth_efficiency if ring else constants.exchange_efficiency
+            if constants.staging_exponent:
+                efficiency *= (2.0 / tier.size) ** constants.staging_exponent
+        edge = 1.0
+        if tier.name == NODE and tier.size > 1 and not in_switch and algorithm.name != "send":
+            edge += constants.ring_edge / (count if ring else 2.0 * (tier.size - 1))
+        slowest = max(slowest, share * edge / (tier.bandwidth * efficiency))
+        latency += count * (tier.latency + constants.hop_latency)
+    return latency, slowest
 
 
 def _ring(span: Span, passes: float) -> Algorithm:
@@ -176,18 +246,5 @@ def _all_to_all(span: Span) -> Algorithm:
         traffic.append(inner * (tier.size - 1) / ranks)
         inner *= tier.size
         # messages to all peers are in flight together; posting and matching them grows slowly
-        hops.append(math.ceil(math.log2(tier.size)))
+        hops.append(1.0 + math.log2(tier.size) if tier.size > 1 else 0.0)
     return Algorithm("all-to-all", tuple(traffic), (False,) * len(traffic), tuple(hops))
-
-
-def _faster(a: Parts, b: Parts) -> Parts:
-    first = a.time <= b.time
-    if isinstance(first, bool):
-        return a if first else b
-    return Parts(
-        np.where(first, a.time, b.time),
-        0.0,
-        0.0,
-        np.where(first, a.link, b.link),
-        np.where(first, a.latency, b.latency),
-    )

@@ -36,12 +36,14 @@ def matmul_time(
     tile_m: float,
     tile_n: float,
     tile_edge: float,
-    prologue_k: float,
+    epilogue_rate: float,
     fill: float,
     wave_tail: float = 1.0,
     split_latency: float = 0.0,
     unit_bandwidth: float = np.inf,
     step_latency: float = 0.0,
+    promotion_rate: float = np.inf,
+    promotions: float = 1.0,
     cache: float = 0.0,
     cache_bandwidth: float = 1.0,
     reuse_distance: Numeric = np.inf,
@@ -51,6 +53,7 @@ def matmul_time(
     out_bytes: float = 2.0,
     row_padding: bool = True,
     splits: bool = True,
+    tile: tuple[Numeric, Numeric] | None = None,
 ) -> Parts:
     """Return the time of ``count`` products (m, k) x (k, n) in one kernel, with the best tile and split.
 
@@ -64,9 +67,11 @@ def matmul_time(
         Of the main memory [B/s].
     units : float
         What output tiles spread over (SMs, cores).
-    peak_efficiency, memory_efficiency, tile_m, tile_n, tile_edge, prologue_k, fill, wave_tail, split_latency, unit_bandwidth, \
-step_latency, cache_bandwidth : float
+    peak_efficiency, memory_efficiency, tile_m, tile_n, tile_edge, epilogue_rate, fill, wave_tail, split_latency, unit_bandwidth, \
+step_latency, promotion_rate, cache_bandwidth : float
         Constants; see :class:`simulator.specs.calibration.MatmulConstants`.
+    promotions : float
+        Scalings of a partial sum for each block of k, where ``step_latency`` is above 0.
     cache : float
         Usable bytes of the last-level cache.
     reuse_distance : number or array
@@ -80,6 +85,8 @@ step_latency, cache_bandwidth : float
         (vector units: a matrix-vector product is a stream of the matrix).
     splits : bool
         Whether k may be split between units.
+    tile : pair of numbers or arrays, optional
+        Rows and columns of the tile, where the library takes it by a rule and splits nothing; the best if absent.
 
     Returns
     -------
@@ -91,7 +98,8 @@ step_latency, cache_bandwidth : float
     A tile of (t_m, t_n) runs on one unit at peak·efficiency / units, slowed by edge·(1/t_m + 1/t_n) more than the
     largest tile since its operands' traffic grows as its edges shrink, and no faster than the unit loads its operands.
     ceil(m/t_m)·ceil(n/t_n)·count·s tiles take ceil(tiles/units) waves (wave quantisation: NVIDIA, *Matrix
-    Multiplication Background User's Guide*, sections 3 and 4), each of k/s + prologue steps; of a partly filled last
+    Multiplication Background User's Guide*, sections 3 and 4), each of k/s steps and an
+    epilogue that its elements leave through; of a partly filled last
     wave ``wave_tail`` of the idle part is lost. Split-K by s makes tiles where there are few, for the traffic of the
     partial sums and the kernel that adds them. Fewer tiles than ``fill``·units cannot saturate the memory. Compute and
     memory overlap imperfectly (:func:`simulator.cost.numeric.overlap`); libraries choose the best kernel, hence the
@@ -113,6 +121,7 @@ step_latency, cache_bandwidth : float
     row_load, column_load = left_bytes / unit_bandwidth, right_bytes / unit_bandwidth
 
     per_area, per_edge = 2.0 * base / rate, 2.0 * tile_edge / rate
+    per_output, per_promotion = 1.0 / epilogue_rate, promotions / (SCALE_BLOCK * promotion_rate)
 
     def candidate(
         tm: Any, tn: Any, split: Any, partials: Any, limit: Any, area: Any, edges: Any
@@ -120,20 +129,30 @@ step_latency, cache_bandwidth : float
         tiles = np.ceil(m / tm) * np.ceil(n / tn) * (count * split)
         waves = tiles / units
         useless = waves > limit
+        # what the peak loses to power, it loses with all units at work
+        droop = peak_efficiency + (1.0 - peak_efficiency) * np.minimum(waves, 1.0)
         waves = np.maximum((1.0 - wave_tail) * waves + wave_tail * np.ceil(waves), 1.0)
         if not row_padding:
             rows = np.minimum(tm, m)
             area, edges = rows * tn, rows + tn
         product = per_area * area + per_edge * edges
+        if step_latency:
+            product = product + area * per_promotion
         loading = np.minimum(tm * row_load, rows_loaded) + np.minimum(tn * column_load, columns_loaded)
-        compute = waves * ((k / split + prologue_k) * np.maximum(product, loading))
+        compute = waves * (k / split * np.maximum(product * droop, loading) + area * per_output)
         if step_latency:
             compute = np.maximum(compute, waves * (k * step_latency / SCALE_BLOCK))
         return compute, (streaming + partial * partials) / np.minimum(tiles / busy, 1.0), useless
 
-    choices = _candidates(tile_m, tile_n, splits)
-    if any(isinstance(x, np.ndarray) for x in (m, n, k, count, reuse_distance)):
-        time, compute, memory = _fastest(choices.T.tolist(), candidate, split_latency)
+    if tile is not None:
+        # a kernel of one tile hands whole waves to the units
+        wave_tail = 1.0
+        chosen: Any = [(*tile, 1.0, 0.0, np.inf, tile[0] * tile[1], tile[0] + tile[1])]
+    else:
+        chosen = choices = _candidates(tile_m, tile_n, splits, step_latency > 0.0)
+    if tile is not None or any(isinstance(x, np.ndarray) for x in (m, n, k, count, reuse_distance)):
+        chosen = chosen if tile is not None else choices.T.tolist()
+        time, compute, memory = _fastest(chosen, candidate, split_latency)
     else:
         computes, memories, useless = candidate(*choices)
         times = overlap(computes, memories) + split_latency * (choices[3] > 0.0)
@@ -160,10 +179,13 @@ def _fastest(choices: Iterable[Any], candidate: Callable[..., tuple[Any, Any, An
 
 
 @lru_cache(maxsize=16)
-def _candidates(tile_m: float, tile_n: float, splits: bool) -> Array:
+def _candidates(tile_m: float, tile_n: float, splits: bool, scaled: bool) -> Array:
     """Return the rows height, width, splits of k, partial sums an element of the output, waves at most, area, edges."""
     # accumulators have room for half of the square of the longest edges (256 x 128 on GPUs)
     shapes = [(1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.5, 0.25), (0.25, 0.5), (0.25, 0.25)]
+    if scaled:
+        # block-scaled kernels do not cut k, but take narrow tiles to occupy the units
+        shapes += [(0.25, 0.125), (0.25, 0.0625)]
     grid = [
         (
             tile_m * a, tile_n * b, split, split if split > 1 else 0.0, SPLIT_WAVES if split > 1 else np.inf,

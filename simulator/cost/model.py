@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,14 +10,22 @@ import numpy as np
 
 from simulator.cost.attention import attention_time, cached_speedup, decode_attention_time, store_time
 from simulator.cost.breakdown import Breakdown, Cost, OperatorTime
-from simulator.cost.collectives import collective_time
+from simulator.cost.collectives import NODE, LinkConstants, collective_time
+from simulator.cost.custom_all_reduce import CustomConstants, CustomKernel, custom_all_reduce_time
+from simulator.cost.expert_exchange import (
+    ExchangeConstants,
+    ExchangeStep,
+    exchange_time,
+    low_latency_exchange_time,
+)
+from simulator.cost.grouped import GroupedKernel, grouped_time
 from simulator.cost.matmul import matmul_time
 from simulator.cost.measured import with_measured
-from simulator.cost.numeric import Parts, smaller
+from simulator.cost.numeric import Parts, chosen, larger, smaller
 from simulator.cost.peaks import peak_flops
 from simulator.cost.streams import gather_bytes, stream_time, transfer_time
 from simulator.graph.graph import Operator
-from simulator.graph.work import Attention, Axis, Collective, Elementwise, Gather, Matmul, Numeric, Work
+from simulator.graph.work import Attention, Axis, Collective, Elementwise, Gather, Matmul, Numeric, Route, Work
 from simulator.specs.base import Spec
 from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, OperatorClass
 from simulator.specs.errors import MemroofError
@@ -25,14 +34,16 @@ from simulator.specs.machine import Span
 from simulator.specs.measured import MeasuredTable
 
 _PREFILL = (
-    "memory_efficiency", "softmax_dim", "tile", "tile_latency", "tail", "exposed_traffic", "base_latency",
+    "memory_efficiency", "tile", "tile_latency", "tail", "exposed_traffic", "base_latency",
 )  # fmt: skip
 _DECODE = (
     "memory_efficiency", "row_tile", "key_tile", "split_keys", "fill", "split_sequences", "ungrouped_sequences",
-    "unit_blocks", "block_latency", "combine_latency", "part_latency", "regroup_latency", "base_latency",
+    "split_parts", "unit_blocks", "block_latency", "combine_latency", "part_latency", "regroup_latency", "base_latency",
 )  # fmt: skip
 NARROW = ("fp8", "int8", "fp6", "fp4", "int4")
 """Formats of 8 bits and fewer."""
+UNIT_FLOPS = 1024.0
+"""FLOP a clock of the unit that the constant ``softmax_dim`` is meant for."""
 BACKWARD_PRODUCTS = 2.5
 """Products of the backward pass of fused attention over the forward pass's: five for two (Dao 2023)."""
 
@@ -72,6 +83,8 @@ class CostModel:
     _common: dict[str, float] = field(init=False, repr=False, compare=False)
     _cache: float = field(init=False, repr=False, compare=False)
     _peaks: dict[tuple[str, bool], float] = field(init=False, repr=False, compare=False)
+    _links: LinkConstants = field(init=False, repr=False, compare=False)
+    _custom: CustomConstants = field(init=False, repr=False, compare=False)
     _cache: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +103,9 @@ class CostModel:
         )
         object.__setattr__(self, "_cache", max((float(c.capacity) for c in self.device.cache.values()), default=0.0))
         object.__setattr__(self, "_peaks", {})
+        links = {k: v for k, v in self._constants["collective"].items() if k in LinkConstants._fields}
+        object.__setattr__(self, "_links", LinkConstants(**links))
+        object.__setattr__(self, "_custom", CustomConstants(**self._constants["custom_collective"]))
         last = self.device.cache.get("l2")
         object.__setattr__(self, "_cache", float(last.capacity) if last else 0.0)
 
@@ -102,18 +118,127 @@ class CostModel:
             If the device has no unit for the work's number format, or a collective comes without a span.
         """
         if isinstance(work, Matmul):
+            if work.grouped:
+                return self._cost(self._grouped(work), "grouped-matmul")
             cost = self._cost(self._matmul(work), "matmul")
             return cost if self.measured is None else with_measured(cost, work, self.measured)
         if isinstance(work, Attention):
             return self._attention(work)
         if isinstance(work, Elementwise):
-            return self._stream(work.bytes, "elementwise", work.flops, work.format, work.kernels, work.scalar)
+            return self._stream(
+                work.bytes, "elementwise", work.flops, work.format, work.kernels, work.scalar, work.rows, work.chained, work.reuse_distance,
+            )
         if isinstance(work, Gather):
             return self._stream(gather_bytes(work.rows, work.row_bytes), "embedding")
+        if isinstance(work, Route):
+            return self._cost(self._route(work), "grouped-matmul")
         if span is None:
             raise MemroofError(f"the {work.kind} of axis {work.axis!r} has no span: say which ranks it joins")
-        constants = {k: v for k, v in self._constants["collective"].items() if k != "occupancy"}
-        return self._cost(collective_time(work.kind, span, work.size, **constants), "collective", work.axis)
+        if work.kernel != "library" and work.kind == "all-reduce":
+            return self.custom_all_reduce(work.size, span, work.kernel, axis=work.axis)
+        error = self.calibration.error["collective"]
+        if any(tier.name != NODE for tier in span.tiers):
+            error = math.hypot(error, self._constants["collective"]["network_spread"])
+        parts = collective_time(work.kind, span, work.size, self._links)
+        return Cost.of(parts, "collective", error, work.axis)
+
+    def custom_all_reduce(
+        self,
+        size: Numeric,
+        span: Span,
+        kernel: CustomKernel,
+        *,
+        limit: float | None = None,
+        eager: bool = False,
+        axis: str = "",
+    ) -> Cost:
+        """Return the cost of an all-reduce as serving engines run it: their own kernel up to a size, then the library's.
+
+        Parameters
+        ----------
+        size : number or array
+            Bytes of the tensor.
+        span : Span
+            The tensor-parallel group; over several tiers the library reduces.
+        kernel : str
+            ``pull`` (vLLM, SGLang) or ``push`` (TensorRT-LLM).
+        limit : float, optional
+            Bytes above which the library takes over; the calibration's if absent.
+        eager : bool
+            Outside a captured graph: the tensor is copied first, and the host's launch is the least time.
+        axis : str
+            Whose group reduces.
+        """
+        library = collective_time("all-reduce", span, size, self._links)
+        parts = library
+        constants = self._custom
+        if len(span.tiers) == 1 and span.tiers[0].name == NODE:
+            own = custom_all_reduce_time(
+                span, size, constants, kernel=kernel, staging_exponent=self._links.staging_exponent
+            )
+            parts = chosen(size <= (constants.limit_bytes if limit is None else limit), own, library)
+        if eager:
+            copied = parts.time + self._stream(2.0 * size, "elementwise").time
+            time = larger(copied, constants.eager_latency * (span.size > 1))
+            parts = Parts(time, 0.0, 0.0, parts.link, time - parts.link)
+        return self._cost(parts, "custom-collective", axis)
+
+    def expert_exchange(
+        self,
+        step: ExchangeStep,
+        span: Span,
+        tokens: Numeric,
+        hidden: Numeric,
+        top_k: Numeric,
+        experts: Numeric,
+        *,
+        low_latency: bool = False,
+        units: Numeric = 24.0,
+    ) -> Cost:
+        """Return the cost of a dispatch or combine of expert parallelism with kernels made for it (DeepEP).
+
+        Parameters
+        ----------
+        step : str
+            ``dispatch`` or ``combine``.
+        span : Span
+            The expert-parallel group. Normal kernels are priced inside a machine; low-latency ones send over the
+            outermost tier.
+        tokens, hidden, top_k, experts : number or array
+            Tokens of one rank, elements of a row, experts of a token, experts of all ranks.
+        low_latency : bool
+        units : number or array
+            Streaming multiprocessors that a normal kernel is given.
+
+        Raises
+        ------
+        MemroofError
+            If normal kernels shall cross nodes.
+        """
+        given = dict(self._constants["expert_exchange"])
+        error = self.calibration.error["expert-exchange"] * (given.pop("low_latency_spread") if low_latency else 1.0)
+        constants = ExchangeConstants(**{name: given[name] for name in ExchangeConstants._fields})
+        if span.size == 1:
+            return self._cost(Parts(0.0 * tokens), "expert-exchange", "expert")
+        if low_latency:
+            parts = low_latency_exchange_time(
+                step, span.tiers[-1], tokens, hidden, top_k, experts, constants, units=self._common["units"],
+                network_efficiency=self._links.network_efficiency,
+            )  # fmt: skip
+        elif len(span.tiers) == 1 and span.tiers[0].name == NODE:
+            parts = exchange_time(step, span.tiers[0], tokens, hidden, top_k, constants, units=units)
+        else:
+            raise MemroofError("normal dispatch and combine are priced inside a machine; use low_latency across")
+        return Cost.of(parts, "expert-exchange", error, "expert")
+
+    def host_iteration(self, sequences: Numeric, workers: int = 1) -> Cost:
+        """Return what the CPU adds to an iteration of a serving engine that hides nothing.
+
+        iteration + per_sequence·sequences, and ``workers`` more where several worker processes take part.
+        """
+        host = self._constants["host"]
+        time = host["iteration"] + host["per_sequence"] * sequences + (host["workers"] if workers > 1 else 0.0)
+        return self._cost(Parts(time, latency=time), "host")
 
     def transfer(
         self,
@@ -189,24 +314,33 @@ class CostModel:
 
     def _matmul(self, work: Matmul) -> Parts:
         constants = dict(self._constants["matmul"])
-        grouped, narrow, scaled, step = (
-            constants.pop(name)
-            for name in ("grouped_efficiency", "narrow_efficiency", "scaled_efficiency", "step_latency")
-        )
-        if work.grouped:
-            constants["peak_efficiency"] *= grouped
+        narrow, step = (constants.pop(name) for name in ("narrow_efficiency", "step_latency"))
         if work.format in NARROW:
             constants["peak_efficiency"] *= narrow
-        if work.scaled:
-            constants["peak_efficiency"] *= scaled
         return matmul_time(
             work.m, work.n, work.k, work.count,
             peak=self._peak(work.format, True), launch=self._constants["host"]["launch"],
             left_bytes=work.left_bytes, right_bytes=work.right_bytes, out_bytes=work.out_bytes,
-            row_padding=bool(self.device.compute.matrix), splits=not work.scaled, step_latency=step if work.scaled else 0.0,
+            row_padding=bool(self.device.compute.matrix), splits=work.split_k and not work.scaled, tile=work.tile, step_latency=step * work.scaled, promotions=work.scaled,
             cache=self._cache * constants.pop("cache_share"), reuse_distance=work.reuse_distance,
             **self._common, **constants,
         )  # fmt: skip
+
+    def _grouped(self, work: Matmul) -> Parts:
+        constants, launch = self._constants["grouped_matmul"], self._constants["host"]["launch"]
+        tile = self._constants["matmul"]
+        parts = grouped_time(
+            work, GroupedKernel(*(constants[name] for name in GroupedKernel._fields)),
+            peak=self._peak(work.format, True), tile_m=tile["tile_m"], tile_n=tile["tile_n"], cache=self._cache,
+            row_padding=bool(self.device.compute.matrix), **self._common,
+        )  # fmt: skip
+        return parts._replace(time=parts.time + launch, latency=launch)
+
+    def _route(self, work: Route) -> Parts:
+        constants = self._constants["grouped_matmul"]
+        memory = work.copies / constants["sort_rate"] + work.summed / constants["sum_rate"]
+        latency = constants["layer_latency"]
+        return Parts(memory + latency, 0.0, memory, 0.0, latency)
 
     def _attention(self, work: Attention) -> Cost:
         parts = self._decode(work) if work.decode else self._prefill(work)
@@ -231,25 +365,30 @@ class CostModel:
             work.batch, work.heads, work.queries, keys, work.pairs, work.qk_dim + work.v_dim, size,
             peak=self._peak(work.format, True), products=BACKWARD_PRODUCTS if work.backward else 1.0,
             units=self._common["units"], peak_efficiency=efficiency,
+            softmax_dim=c["softmax_dim"] * self._unit_rate(work.format),
             bandwidth=self._common["bandwidth"] * self._speedup(size, c), **{n: c[n] for n in _PREFILL},
         )  # fmt: skip
+
+    def _unit_rate(self, format: str) -> float:
+        """FLOP a clock of one unit over 1,024: what its exponentials, of constant rate, hold up."""
+        compute = self.device.compute
+        return float(peak_flops(self.device, format)) / (compute.units * compute.clock) / UNIT_FLOPS
 
     def _decode(self, work: Attention) -> Parts:
         c = self._constants["decode_attention"]
         if work.latent:
             c = {**c, **self._constants["latent_attention"]}
             c["peak_efficiency"] = c["decode_efficiency"]
-        efficiency = c["peak_efficiency"]
-        if work.kv_bytes < work.activation_bytes:
-            efficiency *= c["narrow_efficiency"]
-        keys = smaller(work.keys, work.window + work.queries - 1.0)
+        narrow = c["narrow_efficiency"] if work.kv_bytes < work.activation_bytes else 1.0
+        keys = work.pairs / work.queries
         # in a model's step other layers have used the caches since the last reading
         speedup = 1.0 if self.sustained else self._speedup(work.cache_bytes, c)
         size = work.attended_bytes - work.cache_bytes * (1.0 - 1.0 / speedup)
         return decode_attention_time(
             work.batch, work.heads, work.kv_heads, work.queries, keys, work.qk_dim + work.v_dim, size,
             work.batch * work.heads * work.queries * work.v_dim, peak=self._peak(work.format, True),
-            peak_efficiency=efficiency, **self._common, **{n: c[n] for n in _DECODE},
+            peak_efficiency=c["peak_efficiency"] * narrow, key_latency=c["key_latency"] / narrow,
+            **self._common, **{n: c[n] for n in _DECODE},
         )  # fmt: skip
 
     def _store(self, work: Attention) -> Numeric:
@@ -272,13 +411,16 @@ class CostModel:
         format: str = "fp32",
         kernels: int = 1,
         scalar: Numeric = 0.0,
+        rows: Numeric = np.inf,
+        chained: bool = False,
+        reuse_distance: Numeric | None = None,
     ) -> Cost:
         constants = self._constants["elementwise"]
         parts = stream_time(
             size, flops, kernels, peak=self._peak(format, False), bandwidth=self._common["bandwidth"],
-            memory_efficiency=constants["memory_efficiency"], base_latency=constants["base_latency"],
+            memory_efficiency=constants["memory_efficiency"], base_latency=constants["chained_latency" if chained else "base_latency"],
             cache=self._cache * constants["cache_share"], cache_bandwidth=constants["cache_bandwidth"],
-            scalar=scalar, scalar_rate=constants["scalar_rate"] * self._common["units"],
+            reuse_distance=reuse_distance, scalar=scalar, scalar_rate=constants["scalar_rate"] * smaller(rows, self._common["units"]),
         )  # fmt: skip
         return self._cost(parts, operator_class)
 

@@ -54,6 +54,13 @@ def floor(a: Numeric) -> Any:
     return math.floor(a) if isinstance(a, (int, float)) else np.floor(a)
 
 
+def chosen(condition: Any, a: Parts, b: Parts) -> Parts:
+    """Return the parts of ``a`` where a condition holds, else those of ``b``."""
+    if isinstance(condition, (bool, np.bool_)):
+        return a if condition else b
+    return Parts(*(np.where(condition, x, y) for x, y in zip(a, b, strict=True)))
+
+
 def overlap(a: Numeric, b: Numeric) -> Any:
     """Return the time of two activities that overlap imperfectly: at least the longer, at most 19 % more.
 

@@ -22,8 +22,9 @@ def stream_time(
     base_latency: float,
     cache: float = 0.0,
     cache_bandwidth: float = 1.0,
+    reuse_distance: Numeric | None = None,
     scalar: Numeric = 0.0,
-    scalar_rate: float = np.inf,
+    scalar_rate: Numeric = np.inf,
 ) -> Parts:
     """Return the time of ``kernels`` kernels that read and write ``size`` bytes in all.
 
@@ -39,10 +40,12 @@ def stream_time(
         Constants; see :class:`simulator.specs.calibration.StreamConstants`.
     cache : float
         Usable bytes of the last-level cache.
+    reuse_distance : number or array, optional
+        Bytes that pass the cache between the write of the operands and the kernel; those of one kernel if absent.
     scalar : number or array
-        Elements handled one a thread.
-    scalar_rate : float
-        Elements a second of all units together.
+        Loads and stores of one element a thread.
+    scalar_rate : number or array
+        Those a second of the units at work.
 
     Returns
     -------
@@ -50,7 +53,7 @@ def stream_time(
         Seconds: the latency of the kernels, then the longest of arithmetic, scalar loads and stores, and memory. What fits in
         the cache is there: activations were written by the kernel before.
     """
-    kept = cached_share(size / kernels, cache)
+    kept = cached_share(size / kernels if reuse_distance is None else reuse_distance, cache)
     memory = size * ((1.0 - kept) + kept / cache_bandwidth) / (bandwidth * memory_efficiency)
     compute = larger(flops / peak, scalar / scalar_rate)
     floor = base_latency * kernels

@@ -24,6 +24,7 @@ def build(
     numerics: Numerics = Numerics(),
     *,
     fused_attention: bool = True,
+    fused_loss: bool = True,
 ) -> ModelGraph:
     """Build the graph of one rank's share of a model.
 
@@ -39,6 +40,9 @@ def build(
         Formats of products and storage.
     fused_attention : bool
         FlashAttention-like kernels, or scores, softmax and dropout as separate kernels.
+    fused_loss : bool
+        Cross entropy in one kernel each way, or conversion, maximum, exponentials, sums and their gradients as kernels
+        of their own.
 
     Returns
     -------
@@ -51,7 +55,7 @@ def build(
     blocks, layers = build_layers(model, shape, partition, numerics, fused_attention)
     tokens = _decoder_tokens(model, shape)
     embedding = _embedding(model, tokens, partition, numerics)
-    head = _head(model, shape, tokens, partition, numerics)
+    head = _head(model, shape, tokens, partition, numerics, fused_loss)
     return ModelGraph(model.name, embedding, blocks, layers, head, numerics)
 
 
@@ -228,7 +232,9 @@ def _embedding(model: Model, tokens: Numeric, partition: Partition, numerics: Nu
     return b.build()
 
 
-def _head(model: Model, shape: Shape, tokens: Numeric, partition: Partition, numerics: Numerics) -> Block:
+def _head(
+    model: Model, shape: Shape, tokens: Numeric, partition: Partition, numerics: Numerics, fused_loss: bool
+) -> Block:
     training = shape.phase == "forward"
     rows = tokens if training else shape.batch
     b = BlockBuilder("head", rows, model.hidden_size, partition, numerics)
@@ -252,12 +258,12 @@ def _head(model: Model, shape: Shape, tokens: Numeric, partition: Partition, num
     width = model.embedding_size or model.hidden_size
     if width != model.hidden_size:
         source = linear(b, "head.projection", source, "narrowed", model.hidden_size, width)
-    _logits(b, model, source, width, rows, partition)
+    _logits(b, model, source, width, rows, partition, fused_loss)
     return b.build()
 
 
 def _logits(
-    b: BlockBuilder, model: Model, source: str, width: int, rows: Numeric, partition: Partition
+    b: BlockBuilder, model: Model, source: str, width: int, rows: Numeric, partition: Partition, fused_loss: bool
 ) -> None:
     vocabulary, compute = model.vocab_size / b.tp, b.numerics.compute
     elements = rows * vocabulary
@@ -278,18 +284,31 @@ def _logits(
     )
     b.add(
         Operator(
-            "logits", (*gather, product(rows, vocabulary, width, weight, LOGIT_BYTES)),
+            "logits", (*gather, product(rows, vocabulary, width, weight, LOGIT_BYTES if fused_loss else b.width)),
             (product(rows, width, vocabulary, weight, b.width), reduce),
-            (accumulated(b, width, vocabulary, rows),), parameters, (source,), (logits,), (source,),
+            accumulated(b, width, vocabulary, rows), parameters, (source,), (logits,), (source,),
         )
     )  # fmt: skip
-    size = elements * LOGIT_BYTES
     statistics = Collective("all-reduce", "tensor", 3.0 * rows * 4.0)
     b.tensor("loss", rows, 4.0)
     # vocabulary-parallel cross entropy: maximum, sum of exponentials and the target's logit are reduced
-    loss = (Elementwise(2.0 * size, size, 5.0 * elements), statistics)
-    backward = (Elementwise(size, size, 2.0 * elements),)
-    b.add(Operator("loss", loss, backward, (), 0, (logits,), ("loss",), (logits,)))
+    forward, backward = _cross_entropy(elements, b.width, fused=fused_loss)
+    b.add(Operator("loss", (forward, statistics), (backward,), (), 0, (logits,), ("loss",), (logits,)))
+
+
+def _cross_entropy(elements: Numeric, width: float, *, fused: bool) -> tuple[Elementwise, Elementwise]:
+    """Kernels of the loss on ``elements`` logits, forward and backward.
+
+    Fused: two readings (maximum; exponentials and their sum) and a writing, then one of each. Kernels of their own, as
+    Megatron-LM's ``vocab_parallel_cross_entropy`` has them: conversion to fp32, maximum, difference, exponential, sum and
+    quotient forward; product with the loss's gradient and conversion backward.
+    """
+    full = elements * LOGIT_BYTES
+    if fused:
+        return Elementwise(2.0 * full, full, 5.0 * elements), Elementwise(full, full, 2.0 * elements)
+    half = elements * width
+    forward = Elementwise(half + 5.0 * full, 4.0 * full, 5.0 * elements, kernels=6)
+    return forward, Elementwise(2.0 * full, full + half, 2.0 * elements, kernels=2)
 
 
 def norm_has_bias(model: Model) -> bool:

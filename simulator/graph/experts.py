@@ -124,7 +124,7 @@ def _grouped(
     b.add(
         Operator(
             name, (product(rows, n, k, weight),), (product(rows, k, n, weight),),
-            (accumulated(b, k, n, rows, active, grouped=True),),
+            accumulated(b, k, n, rows, active, grouped=True),
             parameters, (source,), (written,), (source,), expert=True,
         )
     )  # fmt: skip

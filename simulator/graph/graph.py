@@ -58,6 +58,8 @@ class Numerics:
     kv_bytes: float = 2.0
     gradient_bytes: float = 4.0
     """Of the sums that weight gradients of micro-batches are added to."""
+    fused_accumulation: bool = True
+    """Whether the product adds to these sums itself, or writes a gradient that another kernel adds."""
 
     @staticmethod
     def of(

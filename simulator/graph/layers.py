@@ -113,7 +113,7 @@ def linear(
     weight = b.numerics.weight_bytes
     forward: list[Work] = [_matmul(b, rows, n, k, weight)]
     input_gradient: list[Work] = [_matmul(b, rows, k, n, weight)]
-    weight_gradient: list[Work] = [accumulated(b, k, n, rows)]
+    weight_gradient: list[Work] = [*accumulated(b, k, n, rows)]
     full = rows * (inputs if parallel == "column" else outputs) * width
     scattered = b.partition.sequence_parallel
     if parallel == "column" and gathers:
@@ -145,11 +145,20 @@ def _matmul(b: BlockBuilder, m: Numeric, n: Numeric, k: Numeric, right: float) -
 
 def accumulated(
     b: BlockBuilder, m: Numeric, n: Numeric, k: Numeric, count: Numeric = 1, *, grouped: bool = False
-) -> Matmul:
-    """A weight gradient (m, n) from k rows, added to the sum over micro-batches: the sum is read and written."""
-    return Matmul(
-        m, n, k, count, b.numerics.compute, b.width, b.width, 2.0 * b.numerics.gradient_bytes, grouped
-    )
+) -> tuple[Work, ...]:
+    """A weight gradient (m, n) from k rows, added to the sum over micro-batches: the sum is read and written.
+
+    The product does so itself, or another kernel adds what the product has written (Megatron-LM before its fused weight
+    gradients, PyTorch's autograd).
+    """
+    numerics = b.numerics
+    written = 2.0 * numerics.gradient_bytes if numerics.fused_accumulation else b.width
+    product = Matmul(m, n, k, count, numerics.compute, b.width, b.width, written, grouped)
+    if numerics.fused_accumulation:
+        return (product,)
+    elements = m * n * count
+    added = Elementwise(elements * (b.width + numerics.gradient_bytes), elements * numerics.gradient_bytes, elements)
+    return product, added
 
 
 def elementwise(

@@ -33,9 +33,25 @@ class Matmul:
     """Bytes an element of the (k, n) operand: the weights, where there are any."""
     out_bytes: float = 2.0
     grouped: bool = False
-    """One kernel over experts (MoE) instead of a strided batch."""
-    scaled: bool = False
-    """A scale for every block of k, or weights that are dequantised on the way: another kernel, without split-K."""
+    """One kernel over experts (MoE) instead of a strided batch: m is the mean over the active ones."""
+    scaled: float = 0.0
+    """Above 0 where every block of k (128 elements) has a scale: another kernel, without split-K. Its loop takes this many
+    step latencies and promotions of the partial sum a block: 1 where they are pipelined, more where not."""
+    split_k: bool = True
+    """Whether the library may cut k between units."""
+    tile: tuple[Numeric, Numeric] | None = None
+    """Rows and columns of the output tile where the library takes it by a rule, and then does not cut k between units; the
+    fastest tile and split if absent."""
+    loop: Numeric | None = None
+    """Elements of k that a step of a grouped kernel's loop handles; 128 bytes of the left operand if absent."""
+    spread: Numeric = 0.0
+    """Of a grouped product: relative standard deviation of the rows of its experts."""
+    skew: float = 0.0
+    """Of a grouped product: exponent of the power law that the rows of its experts follow, 0 for none."""
+    reach: Numeric = 1.0
+    """Largest over smallest of those rows, as far as the law goes."""
+    sharing: Numeric = 1.0
+    """Of a grouped product: rows of the left operand that are the same one in memory, copies of a token."""
     reuse_distance: Numeric = np.inf
     """Bytes that pass the device's cache between two uses of the operands. A step of a model touches all of its weights
     before it needs the same again: infinite. A benchmark that repeats one product finds small operands in the cache."""
@@ -144,7 +160,14 @@ class Elementwise:
     format: str = "fp32"
     kernels: int = 1
     scalar: Numeric = 0.0
-    """Elements that kernels without vector loads handle one a thread; 0 for kernels that load 16 bytes at a time."""
+    """Loads and stores of one element a thread, in kernels that do not move 16 bytes at a time; 0 in those that do."""
+    rows: Numeric = np.inf
+    """Rows that are a block each in such kernels: fewer than the device has units leave some idle."""
+    reuse_distance: Numeric | None = None
+    """Bytes that pass the device's cache between the write of the operands and this kernel; its own bytes if absent, since
+    the kernel before has just written them."""
+    chained: bool = False
+    """Right before the kernel that needs its result: its launch overlaps with that one's."""
 
     @property
     def bytes(self) -> Numeric:
@@ -171,6 +194,26 @@ class Gather:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """What a layer of experts does beside its products: token copies counted and sorted by expert, kernels launched."""
+
+    copies: Numeric
+    """Of tokens: tokens times experts a token."""
+    summed: Numeric = 0.0
+    """Elements that a generic reduction adds up where outputs return to their tokens; 0 where a kernel made for it does."""
+
+    @property
+    def flops(self) -> Numeric:
+        """None that count."""
+        return 0.0 * self.copies
+
+    @property
+    def bytes(self) -> Numeric:
+        """An expert and a place for each copy, and what is summed in 16 bits [B]."""
+        return 8.0 * self.copies + 2.0 * self.summed
+
+
+@dataclass(frozen=True, slots=True)
 class Collective:
     """Communication within the group of an axis.
 
@@ -183,6 +226,8 @@ class Collective:
     size: Numeric
     hidden_by: Literal["", "input-gradient", "weight-gradient"] = ""
     """The part of the same operator's backward pass that runs meanwhile."""
+    kernel: Literal["library", "pull", "push"] = "library"
+    """Of an all-reduce: the communication library's, or a serving engine's own (see :mod:`simulator.cost.custom_all_reduce`)."""
 
     @property
     def flops(self) -> Numeric:
@@ -195,4 +240,4 @@ class Collective:
         return self.size
 
 
-Work = Matmul | Attention | Elementwise | Gather | Collective
+Work = Matmul | Attention | Elementwise | Gather | Route | Collective

@@ -20,6 +20,8 @@ FORMULAS: Mapping[str, str] = {
     "elementwise": "stream_time",
     "embedding": "stream_time",
     "collective": "collective_time",
+    "custom-collective": "custom_all_reduce_time",
+    "expert-exchange": "exchange_time",
     "transfer": "transfer_time",
 }
 """Operator class to the function of :mod:`simulator.cost` that prices it; its documentation cites the source."""

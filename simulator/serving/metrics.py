@@ -29,7 +29,9 @@ RATES = {
 }
 
 
-def latency_metrics(served: Served, prefill_error: float, run_error: float) -> dict[str, Metric]:
+def latency_metrics(
+    served: Served, prefill_error: float, run_error: float, frontend: float = 0.0
+) -> dict[str, Metric]:
     """Mean and percentiles of time to first token, time per output token, and end-to-end time.
 
     Time per output token is (end - first token) / (outputs - 1), over requests of two outputs or more, as serving
@@ -41,15 +43,17 @@ def latency_metrics(served: Served, prefill_error: float, run_error: float) -> d
         A run.
     prefill_error, run_error : float
         Relative standard errors of the iterations with prompts and of all.
+    frontend : float
+        Round trip between client and scheduler: in the times to the first token and to the end [s].
     """
     requests = served.requests
-    first = served.first_token - requests.arrival
+    first = served.first_token - requests.arrival + frontend
     several = requests.output > 1
     gaps = (served.end - served.first_token)[several] / (requests.output[several] - 1)
     seconds = {
         "time_to_first_token": (first, prefill_error),
         "time_per_output_token": (gaps, run_error),
-        "end_to_end": (served.end - requests.arrival, run_error),
+        "end_to_end": (served.end - requests.arrival + frontend, run_error),
         "queue_time": (served.admitted - requests.arrival, run_error),
     }
     metrics: dict[str, Metric] = {}
@@ -79,7 +83,7 @@ def throughput_metrics(served: Served, replicas: int, gpus: int, error: float) -
     relative standard error of iteration times, counts for this share of the run.
     """
     requests, seconds = served.requests, duration(served)
-    if not saturated(served):
+    if not (saturated(served) or requests.closed):
         error *= (served.makespan - float(requests.arrival[-1])) / seconds
     output = replicas * float(requests.output.sum()) / seconds
     values = {
@@ -130,7 +134,8 @@ def backlog(served: Served) -> int:
 
 def saturated(served: Served) -> bool:
     """Whether arrivals outrun service: more wait at the last arrival than :data:`BACKLOG` of all, and than two."""
-    return not served.requests.offline and backlog(served) > max(2.0, BACKLOG * len(served.requests))
+    given = not (served.requests.offline or served.requests.closed)
+    return given and backlog(served) > max(2.0, BACKLOG * len(served.requests))
 
 
 def tables(served: Served) -> dict[str, Mapping[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.cost import peak_flops
 from simulator.graph import Numerics
@@ -77,18 +77,25 @@ def make_plan(setup: Setup) -> ReplicaPlan:
     tensor = strategy.tensor_parallel
     replicas = min(hardware.size // tensor, len(requests))
     numerics = Numerics.of(strategy.precision, strategy.weight_precision, strategy.kv_precision)
-    host = constants.step if strategy.host_overhead is None else strategy.host_overhead
-    pricer = StepPricer(setup.model, numerics, tensor, hardware.span(tensor), setup.cost, float(host or 0.0))
+    if strategy.weight_bits is not None:
+        numerics = replace(numerics, weight_bytes=strategy.weight_bits / 8.0)
+    hidden = 0.0 if strategy.schedule_ahead else constants.step
+    host = hidden if strategy.host_overhead is None else strategy.host_overhead
+    pricer = StepPricer(
+        setup.model, numerics, tensor, hardware.span(tensor), setup.cost, float(host or 0.0),
+        all_reduce=strategy.all_reduce, wide_ends=strategy.weight_bits is None,
+    )  # fmt: skip
     policy = Policy(
         strategy.max_batch, strategy.max_batched_tokens, strategy.chunked_prefill, strategy.batching == "static",
-        strategy.watermark,
+        strategy.watermark, strategy.schedule_ahead,
+        float(scenario.workload.think_time or 0.0) + float(strategy.frontend_latency or 0.0),
     )  # fmt: skip
     requests = requests.share(replicas)
     graph = pricer.graph()
     sequences = min(policy.max_batch, len(requests))
     tokens = min(policy.max_tokens, int((requests.prompt + requests.output).sum()))
     resident = {
-        "weights": float(graph.weight_bytes),
+        "weights": pricer.weight_bytes,
         "activations": pricer.workspace_bytes(tokens, sequences),
         "context": float(constants.context_bytes or 0.0),
     }

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -39,6 +39,10 @@ class Policy:
     static: bool = False
     watermark: float = 0.01
     """Share of the cache that admission leaves free for those who run (none is left where nothing runs)."""
+    ahead: bool = False
+    """An iteration is put together while the one before it runs: it takes in who had arrived when that one began."""
+    turnaround: float = 0.0
+    """Between a client's answer and its next request, of a closed loop [s]."""
 
 
 @dataclass
@@ -97,7 +101,8 @@ def serve(
     Parameters
     ----------
     requests : Requests
-        In order of arrival. Each must fit the cache, and without chunked prefill the token budget.
+        In order of arrival. Each must fit the cache, and without chunked prefill the token budget. In a closed loop the
+        next one arrives when one ends.
     policy : Policy
         Limits and rules.
     cache : PagedCache
@@ -134,8 +139,9 @@ class _Replica:
     ) -> None:
         self.requests, self.policy, self.cache, self.pricer = requests, policy, cache, pricer
         self.longest_run = 1 if one_by_one else LONGEST_RUN
-        self.arrivals: list[float] = requests.arrival.tolist()
+        self.arrivals: list[float] = requests.arrival[np.isfinite(requests.arrival)].tolist()
         self.arrived = 0
+        self.last_start = 0.0
         self.waiting: deque[int] = deque()
         self.prefilling: list[int] = []
         self.decoding: list[int] = []
@@ -162,16 +168,16 @@ class _Replica:
         self.simulation.at(self.arrivals[0], self._wake)
         timeline = self.simulation.run()
         prefill = np.asarray(self.prefill_account)
+        requests = replace(self.requests, arrival=np.array(self.arrivals))
         return Served(
-            self.requests, self.admitted, self.first_token, self.end, self.preemptions,
+            requests, self.admitted, self.first_token, self.end, self.preemptions,
             prefill, np.zeros_like(prefill) + self.decode_account, self.log, timeline,
         )  # fmt: skip
 
     def _wake(self) -> None:
         now = self.simulation.now
-        while self.arrived < len(self.arrivals) and self.arrivals[self.arrived] <= now:
-            self.waiting.append(self.arrived)
-            self.arrived += 1
+        busy = self.policy.ahead and (self.decoding or self.prefilling)
+        self._take_in(self.last_start if busy else now)
         pieces = self._prefill_pieces()
         if pieces:
             self._start_prefill(pieces)
@@ -181,6 +187,11 @@ class _Replica:
             self._hold()
             if self.arrived < len(self.arrivals):
                 self.simulation.at(self.arrivals[self.arrived], self._wake)
+
+    def _take_in(self, until: float) -> None:
+        while self.arrived < len(self.arrivals) and self.arrivals[self.arrived] <= until:
+            self.waiting.append(self.arrived)
+            self.arrived += 1
 
     # --- what the next iteration holds ---
 
@@ -313,6 +324,7 @@ class _Replica:
             self.decoding = self.decoding + finished
             self._return_finished()
 
+        self.last_start = self.simulation.now
         tag = "mixed" if decoding else "prefill"
         self._submit(float(steps.seconds[0]), tag, f"{tag}: {int(new.sum())} tokens", end)
 
@@ -332,6 +344,8 @@ class _Replica:
         self.decode_account = self.decode_account + steps.total(count)
         self._record(ends[count - 1], count, len(ids), 0, 0)
 
+        self.last_start = self.simulation.now + float(ends[count - 2] if count > 1 else 0.0)
+
         def end(task: int) -> None:
             self.cached[ids] += count
             self.produced[ids] += count
@@ -340,11 +354,15 @@ class _Replica:
         self._submit(float(ends[count - 1]), "decode", f"decode: {len(ids)} sequences, {count} steps", end)
 
     def _steps_to_arrival(self, ends: Floats) -> int:
-        """Return how many steps are over, or under way, when a request arrives that may be let in."""
+        """Return how many steps are over, or under way, when a request arrives that may be let in.
+
+        Where iterations are put together ahead, it is let in a step later.
+        """
         closed = self.policy.static or self.waiting or len(self.decoding) >= self.policy.max_batch
         if closed or self.arrived == len(self.arrivals):
             return len(ends)
-        return int(np.searchsorted(ends, self.arrivals[self.arrived] - self.simulation.now)) + 1
+        gap = self.arrivals[self.arrived] - self.simulation.now
+        return int(np.searchsorted(ends, gap)) + 1 + (self.policy.ahead and gap > 0.0)
 
     def _return_finished(self) -> None:
         """Return requests whose output is complete; of a static batch all or none."""
@@ -356,6 +374,9 @@ class _Replica:
             ]
             self.end[finished] = self.simulation.now
             self._release(finished)
+            if self.requests.closed:
+                coming = min(len(finished), len(self.requests) - len(self.arrivals))
+                self.arrivals += [self.simulation.now + self.policy.turnaround] * coming
         self._wake()
 
     def _record(self, seconds: float, steps: int, decoding: int, prefilling: int, tokens: int) -> None:

@@ -102,15 +102,16 @@ def _metrics(
 ) -> dict[str, Metric]:
     run = float(relative_error(account.by_class, errors))
     prefill = float(relative_error(plan.pricer.account(served.prefill_account).by_class, errors))
+    frontend = float(plan.strategy.frontend_latency or 0.0)
     metrics = throughput_metrics(served, plan.replicas, plan.gpus, run) | latency_metrics(
-        served, prefill, run
+        served, prefill, run, frontend
     )
     metrics |= state_metrics(served, plan.cache)
     flops = account.flops / account.seconds / peak_flops(setup.cost.device, plan.pricer.numerics.compute)
     traffic = account.traffic / account.seconds / setup.hardware.memory.read.bandwidth
     metrics["mfu"] = Metric("model FLOPs utilisation while busy", flops, "fraction", run, "higher")
     metrics["mbu"] = Metric("memory bandwidth utilisation while busy", traffic, "fraction", run, "higher")
-    if not served.requests.offline:
+    if not (served.requests.offline or served.requests.closed):
         arrival = served.requests.arrival
         offered = plan.replicas * (len(arrival) - 1) / float(arrival[-1] - arrival[0])
         metrics["offered_request_rate"] = Metric("requests offered per second", offered, "1/s")
@@ -157,13 +158,21 @@ def _assumptions(setup: Setup, plan: ReplicaPlan, served: Served) -> tuple[str, 
             "with the length of the run",
         )
     arrival = served.requests.arrival
-    if not served.requests.offline and served.makespan - arrival[-1] > 0.25 * (arrival[-1] - arrival[0]):
+    if served.requests.closed:
+        lines.append(
+            f"{served.requests.concurrency} clients of a replica send their next request as soon as the one before is answered"
+        )
+    elif not served.requests.offline and served.makespan - arrival[-1] > 0.25 * (arrival[-1] - arrival[0]):
         lines.append(
             "the run is short against the time of one request: more requests would come nearer to a steady state"
         )
     if plan.replicas > 1:
         lines.append(
             f"{plan.replicas} equal replicas take requests in turn; one is simulated with every {plan.replicas}th request"
+        )
+    if strategy.schedule_ahead:
+        lines.append(
+            "iterations are put together ahead: their host time is hidden, and a request that arrives waits for one more"
         )
     if plan.pricer.host > 0.0:
         lines.append(f"host time of {plan.pricer.host * 1e3:.3g} ms an iteration is not hidden")

@@ -8,8 +8,8 @@ iteration, or for a whole run of decode steps at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from simulator.graph import (
     Block,
     Collective,
     Elementwise,
+    Matmul,
     ModelGraph,
     Numeric,
     Numerics,
@@ -33,6 +34,8 @@ from simulator.serving.iteration import Steps
 from simulator.serving.workload import Floats, Integers
 from simulator.specs import OPERATOR_CLASSES, Model, OperatorClass, Span
 from simulator.strategy import Bottleneck
+
+ReduceKernel = Literal["library", "pull", "push"]
 
 PAGE = 512
 """Token counts that are priced in one pass."""
@@ -75,12 +78,26 @@ class StepPricer:
         Prices of operators.
     host : float
         Host time of an iteration that is not hidden [s].
+    all_reduce : str
+        Kernel of all-reduces over the group: ``library``, ``pull`` or ``push``.
+    wide_ends : bool
+        Whether embedding and logits stay as wide as activations where layers are quantised.
     """
 
     def __init__(
-        self, model: Model, numerics: Numerics, tensor_parallel: int, span: Span, cost: CostModel, host: float
+        self,
+        model: Model,
+        numerics: Numerics,
+        tensor_parallel: int,
+        span: Span,
+        cost: CostModel,
+        host: float,
+        *,
+        all_reduce: ReduceKernel = "library",
+        wide_ends: bool = True,
     ) -> None:
         self.model, self.numerics, self.cost, self.span, self.host = model, numerics, cost, span, host
+        self.all_reduce, self.wide_ends = all_reduce, wide_ends
         self.partition = Partition(tensor_parallel)
         prefill, decode = self._graph(Shape(1, 2, 2, "prefill")), self._graph(Shape(1, 1, 3, "decode"))
         self._shared = _names(prefill) & _names(decode)
@@ -141,6 +158,16 @@ class StepPricer:
         """The graph of one rank for one token."""
         return self._graph(Shape(1, 1, 0, "prefill"))
 
+    @property
+    def weight_bytes(self) -> float:
+        """Weights of one rank [B]."""
+        graph = self.graph()
+        if not self.wide_ends:
+            return float(graph.weight_bytes)
+        ends = sum(float(op.parameters) for block in (graph.embedding, graph.head) for op in block.operators)
+        narrowed = max(0.0, self.numerics.activation_bytes - self.numerics.weight_bytes)
+        return float(graph.weight_bytes) + ends * narrowed
+
     def workspace_bytes(self, tokens: int, sequences: int) -> float:
         """Activations alive at once in the largest iteration: ``tokens`` in the layers, ``sequences`` at the head [B]."""
         layers = self._graph(Shape(1, tokens, 0, "prefill"))
@@ -187,16 +214,23 @@ class StepPricer:
         """Norm and logits of the sequences that sample, the gather of the logits, and softmax with sampling."""
         for operator in self._graph(Shape(sequences, 1, 0, "prefill")).head.operators:
             if operator.name != "loss":
-                yield from ((work, 1) for work in operator.forward)
+                yield from ((self._widened(work), 1) for work in operator.forward)
         logits = sequences * self.model.vocab_size * LOGIT_BYTES
         yield Collective("all-gather", "tensor", logits), 1
         yield Elementwise(2.0 * logits, logits), 1
+
+    def _widened(self, work: Work) -> Work:
+        """Return a product of the head in 16 bits: engines quantise layers alone."""
+        if isinstance(work, Matmul) and self.wide_ends and self.numerics.weight_bytes < 2.0:
+            return replace(work, format="bf16", right_bytes=2.0)
+        return work
 
     def _priced(self, works: Iterable[tuple[Work, int]]) -> Floats:
         table = np.zeros((PAGE, _SIZE))
         for work, count in works:
             if isinstance(work, Collective):
                 if work.axis == "tensor" and self.span.size > 1:
+                    work = replace(work, kernel=self.all_reduce)
                     _charge_page(table, self.cost.price(work, self.span), 0.0, 0.0, count)
             else:
                 _charge_page(table, self.cost.price(work), work.flops, work.bytes, count)

@@ -25,11 +25,15 @@ class Requests:
         Not decreasing [s].
     prompt, output : array of int, shape (n,)
         Tokens that come in and that are generated.
+    concurrency : int
+        Clients of a closed loop: so many are there at time 0, and each answer brings the next one; 0 where arrivals
+        are given. What has not arrived yet arrives at infinity.
     """
 
     arrival: Floats
     prompt: Integers
     output: Integers
+    concurrency: int = 0
 
     def __len__(self) -> int:
         return len(self.arrival)
@@ -44,9 +48,25 @@ class Requests:
         """Whether all are there from the start."""
         return bool(self.arrival[-1] == self.arrival[0])
 
+    @property
+    def closed(self) -> bool:
+        """Whether answers bring the next requests."""
+        return self.concurrency > 0
+
     def share(self, replicas: int) -> Requests:
         """Return what the first of equal replicas gets from a router that goes round: every ``replicas``-th request."""
-        return Requests(self.arrival[::replicas], self.prompt[::replicas], self.output[::replicas])
+        prompt, output = self.prompt[::replicas], self.output[::replicas]
+        if self.closed:
+            return closed_loop(prompt, output, -(-self.concurrency // replicas))
+        return Requests(self.arrival[::replicas], prompt, output)
+
+
+def closed_loop(prompt: Integers, output: Integers, concurrency: int) -> Requests:
+    """Return the requests of a closed loop of ``concurrency`` clients (at most one a request)."""
+    clients = min(concurrency, len(prompt))
+    arrival = np.full(len(prompt), np.inf)
+    arrival[:clients] = 0.0
+    return Requests(arrival, prompt, output, clients)
 
 
 def draw_requests(workload: ServingWorkload) -> Requests:
@@ -57,7 +77,7 @@ def draw_requests(workload: ServingWorkload) -> Requests:
     Parameters
     ----------
     workload : ServingWorkload
-        Poisson arrivals (exponential gaps of mean 1 / rate), all at time 0 (offline), or a given list.
+        Poisson arrivals (exponential gaps of mean 1 / rate), all at time 0 (offline), a closed loop, or a given list.
 
     Returns
     -------
@@ -82,9 +102,10 @@ def draw_requests(workload: ServingWorkload) -> Requests:
     arrival = np.zeros(count)
     if workload.arrival == "poisson" and workload.rate is not None:
         arrival = np.cumsum(gaps.exponential(1.0 / workload.rate, count))
-    return Requests(
-        arrival, draw_lengths(workload.prompt, count, prompts), draw_lengths(workload.output, count, outputs)
-    )
+    prompt, output = draw_lengths(workload.prompt, count, prompts), draw_lengths(workload.output, count, outputs)
+    if workload.concurrency is not None:
+        return closed_loop(prompt, output, workload.concurrency)
+    return Requests(arrival, prompt, output)
 
 
 def draw_lengths(lengths: Lengths, count: int, generator: np.random.Generator) -> Integers:

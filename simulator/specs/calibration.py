@@ -11,14 +11,16 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from simulator.specs.base import ByteRate, Number, Rate, Seconds, Spec
+from simulator.specs.base import Number, Seconds, Spec
 
 OperatorClass = Literal[
-    "matmul", "attention", "decode-attention", "latent-attention", "elementwise", "embedding", "collective", "transfer", "host"
+    "matmul", "grouped-matmul", "attention", "decode-attention", "latent-attention", "elementwise", "embedding", "collective",
+    "custom-collective", "expert-exchange", "transfer", "host",
 ]
 OPERATOR_CLASSES: tuple[OperatorClass, ...] = get_args(OperatorClass)
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Exponent = Annotated[float, Field(ge=0.0)]
 
 
 class MatmulConstants(Spec):
@@ -28,8 +30,6 @@ class MatmulConstants(Spec):
     """Sustained share of the dense peak with the largest tile, all waves full (clock droop, issue slots)."""
     narrow_efficiency: Number | None = None
     """Further factor on the peak of formats of 8 bits and fewer: they are fed twice as fast, or need more power."""
-    scaled_efficiency: Number | None = None
-    """Further factor on the peak of products with a scale for every block of k, or of weights that are dequantised."""
     memory_efficiency: Number | None = None
     """Sustained share of the memory bandwidth where operands are streamed once."""
     cache_bandwidth: Number | None = None
@@ -41,21 +41,46 @@ class MatmulConstants(Spec):
     """Longest edges of the output tile of one unit, elements; halves and quarters of them are tried too."""
     tile_edge: Number | None = None
     """Tile edge, elements, at which loading operands takes as long as multiplying: small tiles are slower."""
-    prologue_k: Number | None = None
-    """Length of the k loop, elements, that filling and draining the pipeline of a tile is worth."""
+    epilogue_rate: Number | None = None
+    """Elements of the output that one unit finishes a second: pipeline filled and drained, accumulators converted, stored."""
     step_latency: Seconds | None = None
     """Shortest time of a scaled product's loop for each 128 elements of k: load, product and promotion of the partial sum
     one after the other, where the loop is not split."""
+    promotion_rate: Number | None = None
+    """Partial sums that one unit scales and adds a second in scaled products, once each 128 elements of k."""
     wave_tail: Number | None = None
     """Share of the idle time of a partly filled last wave that is lost: 1 where tiles run in lockstep, less where they drift."""
     split_latency: Seconds | None = None
     """Of adding up the partial sums of split-K: another kernel."""
-    unit_bandwidth: ByteRate | None = None
+    unit_bandwidth: Number | None = None
     """Bytes of operands that one unit loads a second, through the caches."""
     fill: Number | None = None
     """Share of the units that must be busy to saturate the memory."""
-    grouped_efficiency: Number | None = None
-    """Further factor on the peak of grouped (MoE) products: uneven groups, gathered rows."""
+
+
+class GroupedConstants(Spec):
+    """Grouped products of a mixture of experts, and what a layer of experts does around them."""
+
+    peak_efficiency: Number | None = None
+    """Sustained share of the dense peak inside the loop of a tile, its latency apart."""
+    memory_efficiency: Number | None = None
+    """Sustained share of the memory bandwidth at which the weights of active experts stream."""
+    step_latency: Seconds | None = None
+    """Time of a step of the loop that neither products nor other tiles of the unit hide, rows in the last-level cache."""
+    uncached_step: Number | None = None
+    """Factor on it where the gathered rows do not lie in the last-level cache."""
+    exposed: Number | None = None
+    """Share of the shorter of loop and weight stream that adds to the longer: too few loads are in flight to overlap all."""
+    promotion_rate: Number | None = None
+    """Partial sums that one unit scales and adds a second in block-scaled products, once each 128 elements of k."""
+    dequantised_efficiency: Number | None = None
+    """Further factor on the peak where weights have fewer bits than activations and are converted in the loop."""
+    layer_latency: Seconds | None = None
+    """Of a layer beside its products: routing, alignment, launches of some small kernels."""
+    sort_rate: Number | None = None
+    """Token copies a second that are counted, sorted and placed."""
+    sum_rate: Number | None = None
+    """Elements a second of a generic reduction over the outputs of a token's experts (no kernel made for that top-k)."""
 
 
 class AttentionConstants(Spec):
@@ -68,7 +93,8 @@ class AttentionConstants(Spec):
     memory_efficiency: Number | None = None
     """Sustained share of the memory bandwidth."""
     softmax_dim: Number | None = None
-    """Head dimension at which the exponentials of a score take as long as its products."""
+    """Head dimension at which the exponentials of a score that products do not hide take as long as these, on a unit of
+    1,024 FLOP a clock; units with more of them wait longer (16 exponentials a clock of any NVIDIA unit make 16 if exposed)."""
     tile: Number | None = None
     """Query rows of one tile; causal work is rounded up to it."""
     tile_latency: Seconds | None = None
@@ -97,7 +123,9 @@ class DecodeConstants(Spec):
     peak_efficiency: Number | None = None
     """Sustained share of the matrix peak, padding of the query rows apart."""
     row_tile: Number | None = None
-    """Query rows (queries times heads of a KV head) that a matrix instruction pads to."""
+    """Query rows (queries times heads of a KV head) of one block at most; fewer are padded to 16."""
+    key_latency: Seconds | None = None
+    """Of one key (key and value of 128 elements each) in a block, where its products are faster."""
     key_tile: Number | None = None
     """Keys that a block pads to."""
     split_keys: Number | None = None
@@ -108,6 +136,8 @@ class DecodeConstants(Spec):
     """Sequences times parts at which the kernel's scheduler stops splitting, whatever the number of heads."""
     ungrouped_sequences: Number | None = None
     """The same where each KV head has one query row (FlashAttention-2 does not split then: 1)."""
+    split_parts: Number | None = None
+    """Most parts of one sequence."""
     unit_blocks: Number | None = None
     """Blocks that a unit runs at once."""
     block_latency: Seconds | None = None
@@ -139,6 +169,8 @@ class LatentConstants(Spec):
     """Sustained share of the memory bandwidth on a long latent cache."""
     row_tile: Number | None = None
     """Heads that share one pass over the latent cache."""
+    split_parts: Number | None = None
+    """Most parts of one sequence (4 in vLLM's Triton kernel)."""
     narrow_efficiency: Number | None = None
     """Factor on the peak where the latent cache has fewer bytes an element than the queries: conversion."""
     module_latency: Seconds | None = None
@@ -158,12 +190,14 @@ class StreamConstants(Spec):
     """Share of the last-level cache's capacity that operands can use before they are evicted."""
     base_latency: Seconds | None = None
     """Of a kernel that does nothing: launch, first load, tail."""
-    scalar_rate: Rate | None = None
-    """Elements a second of one unit in kernels that load and store one element a thread instead of vectors of 16 bytes."""
+    chained_latency: Seconds | None = None
+    """The same of a kernel right before the product that needs its result."""
+    scalar_rate: Number | None = None
+    """Loads and stores a second of one unit in kernels that move one element a thread instead of 16 bytes at a time."""
 
 
 class CollectiveConstants(Spec):
-    """Collectives and point-to-point messages by α-β."""
+    """Collectives and point-to-point messages of the communication library (NCCL), by α-β with its protocols."""
 
     bandwidth_efficiency: Number | None = None
     """Sustained share of the link bandwidth for large messages inside a node."""
@@ -171,16 +205,84 @@ class CollectiveConstants(Spec):
     """The same between nodes."""
     in_switch_efficiency: Number | None = None
     """The same where the switch reduces."""
+    exchange_efficiency: Number | None = None
+    """The same for all-to-all and point-to-point messages inside a node: copies without a ring."""
+    staging_exponent: Exponent | None = None
+    """Bandwidth inside a node falls with (2/ranks) to this power: 0 over a switch, more where messages pass through host memory."""
     base_latency: Seconds | None = None
     """Of any collective: launch and synchronisation."""
     hop_latency: Seconds | None = None
     """Of software in each hop (copy, flag), on top of the link's."""
-    handshake: Seconds | None = None
-    """Further latency of the protocol of full bandwidth (NCCL's Simple), twice where the switch reduces."""
+    flag_bandwidth: Number | None = None
+    """Bytes a second of a rank with the protocol for the smallest messages, a flag beside each word (NCCL's LL)."""
+    line_latency: Seconds | None = None
+    """Further latency of the protocol that flags whole cache lines (NCCL's LL128)."""
     low_latency_share: Number | None = None
-    """Share of the sustained bandwidth of the protocol without the handshake (NCCL's LL and LL128)."""
+    """Share of the sustained bandwidth of that protocol."""
+    handshake: Seconds | None = None
+    """Further latency of the protocol of full bandwidth (NCCL's Simple)."""
+    switch_handshake: Seconds | None = None
+    """The same where the switch reduces: its multicast buffers are filled and drained by all ranks together."""
+    exchange_handshake: Seconds | None = None
+    """The same for all-to-all and point-to-point messages."""
+    bulk_bytes: Number | None = None
+    """Bytes a rank sends, over the square root of the ranks, from which the library takes the protocol of full bandwidth."""
+    network_bulk_bytes: Number | None = None
+    """The same between nodes: bytes a rank sends over the outermost network."""
+    chunk_latency: Seconds | None = None
+    """Of one more chunk in the pipeline: the best count of chunks costs the geometric mean of it and the transfer."""
+    ring_edge: Number | None = None
+    """Steps of a ring that its first send and last receive are worth, and messages that a rank's copy to itself is worth."""
+    network_spread: Number | None = None
+    """Further relative standard error of a collective that leaves the node: fabrics are tuned differently."""
     occupancy: Share | None = None
     """Share of the units that a collective's kernels take from a product that runs beside it."""
+
+
+class CustomCollectiveConstants(Spec):
+    """All-reduce kernels of serving engines that load from or store to their peers' memory."""
+
+    pull_efficiency: Number | None = None
+    push_efficiency: Number | None = None
+    """Sustained share of the link bandwidth of kernels that load from their peers and of those that store to them."""
+    pull_latency: Seconds | None = None
+    """One-shot kernel that reads from all peers between two barriers (vLLM's and SGLang's)."""
+    push_latency: Seconds | None = None
+    """One-shot kernel that writes flagged data to all peers (TensorRT-LLM's; later SGLang's)."""
+    peer_latency: Seconds | None = None
+    """Of each peer beyond the first."""
+    pull_second: Seconds | None = None
+    push_second: Seconds | None = None
+    """Further latency of the two-shot kernels: one more meeting of the peers."""
+    eager_latency: Seconds | None = None
+    """Host time of a call outside a captured graph: dispatch and launch."""
+    limit_bytes: Number | None = None
+    """Bytes above which the communication library takes over."""
+
+
+class ExpertExchangeConstants(Spec):
+    """Dispatch and combine kernels of expert parallelism (DeepEP) inside a node."""
+
+    dispatch_latency: Seconds | None = None
+    combine_latency: Seconds | None = None
+    """Of the kernels with the layout and counters exchanged beforehand."""
+    dispatch_unit_bandwidth: Number | None = None
+    combine_unit_bandwidth: Number | None = None
+    """Bytes that one streaming multiprocessor given to the kernel moves in a second."""
+    efficiency: Number | None = None
+    """Sustained share of the link bandwidth."""
+    low_latency_dispatch: Seconds | None = None
+    low_latency_combine: Seconds | None = None
+    """Of the low-latency kernels."""
+    expert_latency: Seconds | None = None
+    """Of theirs for each expert: its counter is sent and polled."""
+    dispatch_token_latency: Seconds | None = None
+    combine_token_latency: Seconds | None = None
+    """Of one token in a block of theirs: casting it, sending it to its experts, or adding what they return."""
+    low_latency_spread: Number | None = None
+    """Their relative standard error over the class's: they scatter less than the normal kernels."""
+    low_latency_efficiency: Number | None = None
+    """Sustained share of the link bandwidth of the low-latency kernels."""
 
 
 class TransferConstants(Spec):
@@ -201,10 +303,26 @@ class HostConstants(Spec):
     """Shortest time of a kernel: launch and tail."""
     step: Seconds | None = None
     """Serving iteration: scheduling, sampling and de-tokenising that are not hidden."""
+    iteration: Seconds | None = None
+    """Serving iteration of an engine that hides nothing: scheduling, preparing, sampling, processing of outputs."""
+    per_sequence: Seconds | None = None
+    """The same for each sequence of the batch."""
+    workers: Seconds | None = None
+    """The same for handing the iteration to several worker processes and waiting for them."""
     context_bytes: Number | None = None
     """Device memory taken by driver context, communication library and workspaces, bytes."""
     sustained_clock: Fraction | None = None
     """Clock of the matrix units after minutes of load (power and heat), over that of a benchmark of some milliseconds."""
+
+
+class TrainingConstants(Spec):
+    """What a training step has beyond its kernels."""
+
+    eager_operator: Seconds | None = None
+    """CPU time to issue one operator of an eager step: Python, autograd, and the launches behind it."""
+    step_error: Share | None = None
+    """Relative standard error of a step on top of that of its kernels: software between them and its version, slow ranks,
+    layouts that are not stated in full."""
 
 
 class FitRecord(Spec):
@@ -234,13 +352,17 @@ class Calibration(Spec):
     source: str
     note: str = ""
     matmul: MatmulConstants = MatmulConstants()
+    grouped_matmul: GroupedConstants = GroupedConstants()
     attention: AttentionConstants = AttentionConstants()
     decode_attention: DecodeConstants = DecodeConstants()
     latent_attention: LatentConstants = LatentConstants()
     elementwise: StreamConstants = StreamConstants()
     collective: CollectiveConstants = CollectiveConstants()
+    custom_collective: CustomCollectiveConstants = CustomCollectiveConstants()
+    expert_exchange: ExpertExchangeConstants = ExpertExchangeConstants()
     transfer: TransferConstants = TransferConstants()
     host: HostConstants = HostConstants()
+    training: TrainingConstants = TrainingConstants()
     error: dict[OperatorClass, Fraction] = Field(default_factory=dict)
     """Relative standard error of a single kernel's predicted time, by operator class."""
     fits: dict[OperatorClass, FitRecord] = Field(default_factory=dict)

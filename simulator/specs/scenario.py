@@ -101,12 +101,21 @@ class TrainingStrategy(Spec):
     recompute: Literal["none", "selective", "full"] = "none"
     fused_attention: bool = True
     """FlashAttention-like kernels, which keep no scores; false: scores, softmax and dropout as separate kernels."""
+    fused_accumulation: bool = True
+    """Products of weight gradients add to the sum over micro-batches (Megatron-LM from 2022 on); false: a kernel after each."""
+    fused_loss: bool = True
+    """Cross entropy in one kernel each way; false: as some ten kernels over the logits (Megatron-LM's own)."""
+    cuda_graphs: bool = False
+    """Passes are captured and issued at once; false: the CPU issues every operator, and the device waits where it is slower."""
     precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8"] = "bf16"
     """Format of matrix products; parameters and activations are kept in 16 bit below fp32."""
     gradient_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Format in which gradients are accumulated and reduced."""
     optimizer: Literal["adam", "sgd"] = "adam"
     zero_stage: Annotated[int, Field(ge=0, le=1)] = 0
+    overlap_tensor_parallel: bool = True
+    """Tensor-parallel collectives of the backward pass run beside products (Megatron-LM's asynchronous linear layers, from
+    2022 on); false: one after the other."""
     overlap_gradient_reduction: bool = False
     """Gradient buckets are reduced while the backward pass goes on."""
     optimize_pipeline_transfer: bool = True
@@ -160,11 +169,15 @@ class RequestRow(Spec):
 
 
 class ServingWorkload(Spec):
-    """Requests: Poisson arrivals, all at once (offline), or a given list."""
+    """Requests: Poisson arrivals, all at once (offline), a closed loop of clients, or a given list."""
 
-    arrival: Literal["poisson", "offline", "list"] = "poisson"
+    arrival: Literal["poisson", "offline", "closed", "list"] = "poisson"
     rate: Rate | None = None
     """Requests per second of Poisson arrivals."""
+    concurrency: Positive | None = None
+    """Clients of a closed loop: each sends its next request when the one before is answered."""
+    think_time: Seconds | None = None
+    """Between an answer and the client's next request, of a closed loop; none if absent."""
     requests: Positive = 500
     """How many are simulated."""
     prompt: Lengths | None = None
@@ -176,6 +189,10 @@ class ServingWorkload(Spec):
     def _complete(self) -> ServingWorkload:
         if self.arrival == "poisson" and self.rate is None:
             raise PydanticCustomError("scenario", "Poisson arrivals need a 'rate' such as '5 req/s'")
+        if (self.arrival == "closed") != (self.concurrency is not None):
+            raise PydanticCustomError("scenario", "'concurrency' and arrival 'closed' belong together")
+        if self.think_time is not None and self.concurrency is None:
+            raise PydanticCustomError("scenario", "'think_time' belongs to arrival 'closed'")
         if self.arrival == "list":
             if not self.list:
                 raise PydanticCustomError(
@@ -192,10 +209,13 @@ class ServingStrategy(Spec):
     batching: Literal["continuous", "static"] = "continuous"
     """continuous: requests come and go between iterations; static: a batch runs until its longest output is done."""
     tensor_parallel: Positive = 1
-    precision: Literal["fp32", "fp16", "bf16", "fp8"] = "bf16"
-    """Format of matrix products and activations."""
+    precision: Literal["fp32", "fp16", "bf16", "fp8", "fp4"] = "bf16"
+    """Format of matrix products; activations between them are kept in 16 bit below fp32."""
     weight_precision: NumberFormat | None = None
     """Format that weights are stored in; ``precision`` if absent."""
+    weight_bits: Annotated[float, Field(gt=0.0, le=64.0)] | None = None
+    """Mean bits of a stored weight over the whole model (embedding, logits and scales among them), for mixed formats such
+    as Q4_K_M; if absent, those of the format, with embedding and logits in 16 bit where layers are quantised."""
     kv_precision: NumberFormat | None = None
     """Format that keys and values are stored in; 16 bit of ``precision`` if absent."""
     max_batch: Positive = 256
@@ -212,8 +232,16 @@ class ServingStrategy(Spec):
     """Share of the KV cache that admission of a request leaves to those that run."""
     preemption: Literal["recompute"] = "recompute"
     """What becomes of the latest request when blocks run out: its cache is dropped and computed again."""
+    schedule_ahead: bool = False
+    """The next iteration is put together while one runs (asynchronous, overlap scheduling): its host time is hidden, and a
+    request that arrives meanwhile waits for one iteration more."""
     host_overhead: Seconds | None = None
-    """CPU time of an iteration that is not hidden; the class constant if absent."""
+    """CPU time of an iteration that is not hidden; if absent, the class constant, or none where it is scheduled ahead."""
+    all_reduce: Literal["library", "pull", "push"] = "pull"
+    """Kernel of all-reduces up to some megabytes inside a machine: the engine's own, which reads its peers' memory (vLLM,
+    SGLang) or writes flagged data to them (TensorRT-LLM), or the communication library's."""
+    frontend_latency: Seconds | None = None
+    """From a client to the scheduler and back (HTTP, tokenising, de-tokenising); none if absent."""
 
 
 class ServingScenario(ScenarioBase):

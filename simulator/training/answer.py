@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -29,7 +30,8 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
     seconds = timeline.makespan
     busiest = max(range(len(stages)), key=lambda i: _busy(stages[i]))
     accounts = _accounts(stages[busiest], lowered, timeline, busiest, step)
-    speed = float(relative_error(accounts.classes, accounts.errors))
+    kernels = float(relative_error(accounts.classes, accounts.errors))
+    speed = math.hypot(kernels, step.cost.calibration.training.step_error or 0.0)
     tokens = scenario.workload.global_batch * scenario.workload.sequence
     model_flops = _model_flops(step)
     peak = peak_flops(setup.hardware.device, plan.numerics.compute)
@@ -194,12 +196,16 @@ def _assumptions(step: Step) -> tuple[str, ...]:
         f"{plan.tensor} x {plan.pipeline} x {plan.data} ranks (tensor, pipeline, data) in this order over the nodes; "
         "equal ranks simulated once",
         "fused attention" if strategy.fused_attention else "attention as separate kernels, scores kept in memory",
+        "passes issued as captured graphs" if strategy.cuda_graphs else "every operator issued by the CPU (eager)",
         "no data loading, no stragglers, no failures",
     ]  # fmt: skip
     if plan.tensor > 1:
-        lines.append(
-            "tensor-parallel collectives of the backward pass hide behind products, those of the forward pass do not"
+        hidden = (
+            "of the backward pass hide behind products, those of the forward pass do not"
+            if strategy.overlap_tensor_parallel
+            else "are exposed, forward and backward"
         )
+        lines.append(f"tensor-parallel collectives {hidden}")
     if plan.data > 1:
         how = (
             "beside the last backward pass, by layer"

@@ -177,7 +177,7 @@ class _Lowering:
         for operator in operators:
             name = f"{label} {operator.name}"
             tasks.append(
-                self.program.compute(stream, float(operator.breakdown.time), after=after, tag=tag, name=name)
+                self.program.compute(stream, operator.time, after=after, tag=tag, name=name)
             )
             after = []
         return tasks[0], tasks[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.graph import Axis, Numerics, Partition
 from simulator.specs import Hardware, MemroofError, Model, Span, TrainingScenario
@@ -76,7 +76,10 @@ def make_plan(scenario: TrainingScenario, model: Model, hardware: Hardware) -> P
         workload.global_batch // (data * strategy.micro_batch), workload.sequence,
         split_layers(_layer_count(model), pp * chunks),
         Partition(tp, strategy.expert_parallel, strategy.sequence_parallel),
-        Numerics.of(strategy.precision, stored, gradients=strategy.gradient_precision),
+        replace(
+            Numerics.of(strategy.precision, stored, gradients=strategy.gradient_precision),
+            fused_accumulation=strategy.fused_accumulation,
+        ),
     )  # fmt: skip
 
 

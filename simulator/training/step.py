@@ -70,9 +70,13 @@ class Step:
             plan.micro_batch, plan.sequence, target=plan.sequence if setup.model.num_encoder_layers else None
         )
         self.graph: ModelGraph = build(
-            setup.model, shape, plan.partition, plan.numerics, fused_attention=self.strategy.fused_attention
+            setup.model, shape, plan.partition, plan.numerics, fused_attention=self.strategy.fused_attention,
+            fused_loss=self.strategy.fused_loss,
+        )  # fmt: skip
+        self.pricer = PassPricer(
+            self.graph, self.cost, self.spans, self.strategy.recompute, eager=not self.strategy.cuda_graphs,
+            overlap=self.strategy.overlap_tensor_parallel,
         )
-        self.pricer = PassPricer(self.graph, self.cost, self.spans, self.strategy.recompute)
         self._chunks: dict[tuple[tuple[int, ...], bool, bool], ChunkPass] = {}
         self._boundaries: dict[int, Message] = {}
 
@@ -180,7 +184,17 @@ class Step:
         read, written = adam_bytes(
             elements, gradient_bytes=gradient, weight_bytes=weight, state_bytes=moments, master_bytes=master
         )
-        return Elementwise(read, written, 12.0 * elements)
+        norm_read, norm_written = self._gradient_passes(gradient)
+        return Elementwise(read + elements * norm_read, written + elements * norm_written, 18.0 * elements)
+
+    def _gradient_passes(self, width: float) -> tuple[float, float]:
+        """Bytes read and written for each gradient element before the optimizer sees it, as kernels over all gradients.
+
+        The norm is read, the clipped gradient written back, the buffer zeroed for the next step; in fp16 the loss scale is
+        divided out (and infinities are looked for) first (Micikevicius et al. 2018, section 3.2).
+        """
+        scaled = width if self.strategy.precision == "fp16" else 0.0
+        return 2.0 * width + scaled, 2.0 * width + scaled
 
     def _updated(self, parameters: tuple[float, float]) -> float:
         """Elements that one rank's optimizer updates."""

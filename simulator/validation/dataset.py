@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.cost import CostModel
-from simulator.specs import Calibration, Catalog, MemroofError, OperatorClass
+from simulator.specs import Calibration, Catalog, MemroofError, OperatorClass, Processor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +46,9 @@ class Part:
         Whose spread gives the interval of a row; None where ``errors`` gives it.
     errors : function of CostModel, optional
         Relative standard error of each row, where a row is more than one kernel.
+    fitted : bool
+        Whether constants are fitted on these rows; those of another kernel than the one that the constants stand for are
+        only compared, with an error of their own.
     """
 
     device: str
@@ -56,6 +59,7 @@ class Part:
     frame: pd.DataFrame
     operator_class: OperatorClass | None
     errors: Callable[[CostModel], FloatArray] | None = None
+    fitted: bool = True
 
     def relative_errors(self, cost: CostModel) -> FloatArray:
         """Relative standard error of each predicted value."""
@@ -144,18 +148,40 @@ def labels(frame: pd.DataFrame, columns: Sequence[str]) -> npt.NDArray[np.str_]:
 
 
 def held_out(groups: npt.NDArray[np.str_], share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Mark whole groups, about a ``share`` of them, by a hash of label and seed: the same on every machine."""
+    """Mark whole groups, about a ``share`` of them and one at least of several, by a hash of label and seed.
+
+    The same on every machine.
+    """
     import hashlib
 
-    marked: Mapping[str, bool] = {
+    drawn: Mapping[str, float] = {
         label: int.from_bytes(hashlib.sha256(f"{seed}|{label}".encode()).digest()[:8], "big") / 2.0**64
-        < share
         for label in np.unique(groups).tolist()
     }
-    return np.array([marked[label] for label in groups.tolist()], dtype=bool)
+    limit = max(share, min(drawn.values(), default=0.0) * (1.0 + 1e-9)) if len(drawn) > 1 else 0.0
+    return np.array([drawn[label] < limit for label in groups.tolist()], dtype=bool)
 
 
 def constants_for(catalog: Catalog, device: str, changed: Calibration | None = None) -> CostModel:
     """Return the cost model of a catalogued device as its kernels are measured: short runs at boost clock."""
     processor = catalog.processor(device)
-    return CostModel(processor, changed or catalog.calibration(processor))
+    return CostModel(processor, changed or catalog.calibration(processor), dram_bandwidth(catalog, processor))
+
+
+def dram_bandwidth(catalog: Catalog, processor: Processor) -> float | None:
+    """Return the DRAM bandwidth that the first catalogued node with a CPU gives it [B/s]; None for what has its own memory.
+
+    Raises
+    ------
+    MemroofError
+        If no node has the CPU.
+    """
+    if processor.memory:
+        return None
+    for node in catalog.names("node"):
+        if any(part.device == processor.name for part in catalog.node(node).components.values()):
+            machine = catalog.machine(node)
+            memory = next(engine.memory for engine in machine.engines if engine.device.name == processor.name)
+            if memory is not None:
+                return machine.store(memory).read.bandwidth
+    raise MemroofError(f"{processor.name} has no memory of its own, and no node in the catalog gives it DRAM")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from simulator.cost import CostModel
 from simulator.specs import Calibration, Catalog, MemroofError, OperatorClass
 from simulator.specs.calibration import FitRecord
-from simulator.validation.dataset import DataSet, FloatArray, Part, held_out
+from simulator.validation.dataset import DataSet, FloatArray, Part, constants_for, held_out
 from simulator.validation.datasets import MODULES, known
 
 DATASETS_PACKAGE = "simulator.validation.datasets"
@@ -51,14 +51,39 @@ class Fit:
     """What is held out together, in words."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of a data set's residuals where it is not 1."""
+    judged: tuple[str, ...] = ()
+    """Data sets whose rows held out give the error; all if empty."""
+    starts: tuple[Mapping[str, float], ...] = ({},)
+    """Constants to start from, by name, where not from what the device inherits: several where the kernels' rules differ
+    by kind, so that a search from one side would stay there. The best fit is kept."""
+    own: bool = False
+    """Whether only parts of the fit's operator class are used, of data sets that hold others too."""
+    choices: tuple[Mapping[tuple[str, str], float], ...] = ({},)
+    """Sets of constants, by section and name, that are tried in turn and not searched: counts and rules of a kernel. The
+    set whose fit is best is kept."""
 
 
 def known_fits() -> tuple[Fit, ...]:
-    """Return what can be fitted: the tuples ``FITS`` of the data set modules, in their order."""
-    found: list[Fit] = []
-    for module in MODULES:
-        found.extend(getattr(importlib.import_module(f"{DATASETS_PACKAGE}.{module}"), "FITS", ()))
-    return tuple(found)
+    """Return what can be fitted: the tuples ``FITS`` of the data set modules, in their order.
+
+    A module whose rows belong to the fits of others names them by class in ``MORE_ROWS``.
+    """
+    modules = [importlib.import_module(f"{DATASETS_PACKAGE}.{name}") for name in MODULES]
+    more: dict[OperatorClass, tuple[str, ...]] = {}
+    for module in modules:
+        for name, datasets in getattr(module, "MORE_ROWS", {}).items():
+            more[name] = (*more.get(name, ()), *datasets)
+    return tuple(
+        _with_rows(fit, more.get(fit.operator_class, ()))
+        for module in modules
+        for fit in getattr(module, "FITS", ())
+    )
+
+
+def _with_rows(fit: Fit, datasets: tuple[str, ...]) -> Fit:
+    # no name in ``judged`` means that all judge
+    judged = (*fit.judged, *datasets) if fit.judged else ()
+    return replace(fit, datasets=(*fit.datasets, *datasets), judged=judged)
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,11 @@ class Fitted:
     record: FitRecord
     spread: float
     """Standard deviation of the log residuals of held-out rows: the class's error."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the constants say anything: the catalog refuses an error above 100 %."""
+        return self.spread <= 1.0
 
 
 def fit_device(
@@ -85,12 +115,14 @@ def fit_device(
     """
     processor = catalog.processor(device)
     calibration = catalog.calibration(processor)
+    # a search starts from the class-wide constants, so that a second one finds the same
+    start = catalog.calibration(processor.model_copy(update={"name": "", "architecture": ""}))
     results: list[Fitted] = []
     for fit in fits:
         parts = _parts(fit, device, folder, catalog)
-        if not parts:
+        if not any(part.fitted for _, part in parts):
             continue
-        fitted = _fit(fit, parts, CostModel(processor, calibration), seed, date)
+        fitted = _fit(fit, parts, constants_for(catalog, device, calibration), start, seed, date)
         results.append(fitted)
         calibration = apply(calibration, fitted.values)
     if not results:
@@ -127,40 +159,58 @@ def _parts(fit: Fit, device: str, folder: Path, catalog: Catalog) -> list[tuple[
         file = folder / name.partition("#")[0]
         if file.is_file():
             loaded = datasets[name].load(file, catalog)
-            found += [(name, part) for part in loaded.parts if part.device == device]
+            found += [
+                (name, part)
+                for part in loaded.parts
+                if part.device == device and (not fit.own or part.operator_class == fit.operator_class)
+            ]
     return found
 
 
-def _fit(fit: Fit, parts: Sequence[tuple[str, Part]], base: CostModel, seed: int, date: str) -> Fitted:
+def _fit(fit: Fit, parts: Sequence[tuple[str, Part]], base: CostModel, start_from: Calibration, seed: int, date: str) -> Fitted:
     from scipy.optimize import least_squares
 
+    parts = [(name, part) for name, part in parts if part.fitted]
     masks = [held_out(part.groups, HELD_OUT, seed) for _, part in parts]
     used = [_thinned(~mask, seed) for mask in masks]
-    start = np.array([getattr(getattr(base.calibration, c.section), c.name) for c in fit.constants], float)
     low, high = np.array([[c.low, c.high] for c in fit.constants]).T
-    start = np.log(np.clip(start, low * 1.0001, high * 0.9999))
+    # the search goes over 1 + log(value / low): differences are taken in proportion to it, and must not vanish at a value of 1
+    width = np.log(high / low)
 
-    def residuals(point: FloatArray) -> FloatArray:
-        values = {(c.section, c.name): float(v) for c, v in zip(fit.constants, np.exp(point), strict=True)}
-        cost = CostModel(base.device, apply(base.calibration, values), base.memory_bandwidth)
+    def residuals(point: FloatArray, choice: Mapping[tuple[str, str], float]) -> FloatArray:
+        given = low * np.exp(point - 1.0)
+        values = {(c.section, c.name): float(v) for c, v in zip(fit.constants, given, strict=True)}
+        cost = CostModel(base.device, apply(base.calibration, {**values, **choice}), base.memory_bandwidth)
         found = [
             fit.weights.get(name, 1.0) * (np.log(part.predict(cost)) - np.log(part.measured))[chosen]
             for (name, part), chosen in zip(parts, used, strict=True)
         ]
         return np.concatenate(found)
 
-    solution = least_squares(
-        residuals, start, bounds=(np.log(low), np.log(high)), loss="soft_l1", f_scale=LOSS_SCALE, diff_step=[0.02],
-        x_scale=0.3, max_nfev=40,
-    )  # fmt: skip
+    def search(given: Mapping[str, float], choice: Mapping[tuple[str, str], float]) -> Any:
+        inherited = [getattr(getattr(start_from, c.section), c.name) for c in fit.constants]
+        start = np.array([given.get(c.name, value) for c, value in zip(fit.constants, inherited, strict=True)], float)
+        return least_squares(
+            residuals, 1.0 + np.log(np.clip(start / low, 1.0001, 0.9999 * high / low)), bounds=(np.ones(len(low)), 1.0 + width),
+            loss="soft_l1", f_scale=LOSS_SCALE, diff_step=[0.01], x_scale=0.3, max_nfev=40,
+            args=(choice,),
+        )  # fmt: skip
+
+    searches = [(search(given, choice), choice) for choice in fit.choices for given in fit.starts]
+    solution, choice = min(searches, key=lambda found: float(found[0].cost))
     values = {
         (c.section, c.name): float(f"{v:.4g}")
-        for c, v in zip(fit.constants, np.exp(solution.x).tolist(), strict=True)
-    }
+        for c, v, known in zip(fit.constants, (low * np.exp(solution.x - 1.0)).tolist(), solution.jac.any(axis=0), strict=True)
+        if known  # a constant that no row depends on stays as inherited
+    } | dict(choice)
     cost = CostModel(base.device, apply(base.calibration, values), base.memory_bandwidth)
-    errors = [np.log(part.predict(cost)) - np.log(part.measured) for _, part in parts]
-    unseen = np.concatenate([e[m] for e, m in zip(errors, masks, strict=True)])
-    groups = np.concatenate([part.groups[m] for (_, part), m in zip(parts, masks, strict=True)])
+    judging = [
+        (np.log(part.predict(cost)) - np.log(part.measured), part.groups, mask)
+        for (name, part), mask in zip(parts, masks, strict=True)
+        if name in (fit.judged or fit.datasets)
+    ]
+    unseen = np.concatenate([errors[mask] for errors, _, mask in judging])
+    groups = np.concatenate([labels[mask] for _, labels, mask in judging])
     spread, shared = spreads(unseen, groups)
     ape = np.abs(np.expm1(unseen))
     record = FitRecord(

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 from simulator.specs import Calibration
-from simulator.specs.base import Seconds
+from simulator.specs.base import Seconds, Spec
+from simulator.specs.calibration import OPERATOR_CLASSES
 from simulator.specs.source import read_document
 from simulator.validation.fit import Fitted
 
-ORDER = (
-    "matmul", "attention", "decode_attention", "elementwise", "collective", "transfer", "host", "error", "fits",
-)  # fmt: skip
+SECTIONS: Mapping[str, type[Spec]] = {
+    name: field.annotation
+    for name, field in Calibration.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Spec)
+}
+"""Sections of constants, in the order of the schema."""
 HEADER = "# Written by `memroof calibrate`; constants that are not here come from the architecture's and the kind's file.\n"
 
 
@@ -30,14 +34,22 @@ def write_calibration(path: Path, device: str, results: Sequence[Fitted]) -> Non
         record = {k: v for k, v in fitted.record.model_dump().items() if v != ""}
         content.setdefault("fits", {})[fitted.operator_class] = record
     data = sorted({str(record["data"]) for record in content.get("fits", {}).values()})
-    source = "fitted on " + "; ".join(data)
-    lines = [HEADER, "kind: calibration\n", f"name: {device}\n", f"source: {_text(source)}\n"]
+    write_content(path, device, "fitted on " + "; ".join(data), content)
+
+
+def write_content(path: Path, name: str, source: str, content: Mapping[str, Any]) -> None:
+    """Write a calibration file from its tree; keys stand in the order of the schema, so that equal trees give equal bytes."""
+    lines = [HEADER, "kind: calibration\n", f"name: {name}\n", f"source: {_text(source)}\n"]
     if content.get("note"):
         lines.append(f"note: {_text(str(content['note']))}\n")
-    for section in ORDER:
+    orders: dict[str, Sequence[str]] = {section: list(schema.model_fields) for section, schema in SECTIONS.items()}
+    orders |= {"error": OPERATOR_CLASSES, "fits": OPERATOR_CLASSES}
+    for section, order in orders.items():
         if content.get(section):
             lines.append(f"{section}:\n")
-            lines += [f"  {key}: {_value(value)}\n" for key, value in content[section].items()]
+            items = sorted(content[section].items(), key=lambda item: order.index(item[0]))
+            lines += [f"  {key}: {_value(value)}\n" for key, value in items]
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines), encoding="utf-8")
 
 

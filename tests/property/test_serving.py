@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from simulator.serving import LayerGroup, PagedCache, Policy, Requests, Steps, serve
 from simulator.serving.scheduler import _Replica
+from simulator.serving.workload import closed_loop
 
 laws = settings(derandomize=True, max_examples=80, deadline=None, database=None)
 
@@ -47,10 +48,15 @@ def cases(draw, static=EITHER, roomy=EITHER):
     gaps = draw(st.lists(st.floats(0.0, 4.0), min_size=count, max_size=count))
     lengths = st.lists(st.integers(1, 30), min_size=count, max_size=count)
     requests = Requests(np.cumsum(gaps), np.array(draw(lengths)), np.array(draw(lengths)))
+    if draw(st.booleans()):
+        requests = closed_loop(requests.prompt, requests.output, draw(st.integers(1, count)))
     max_batch = draw(st.integers(1, 6))
     chunked = draw(st.booleans())
     budget = draw(st.integers(max_batch, 40)) if chunked else max(max_batch, requests.longest + 1)
-    policy = Policy(max_batch, budget, chunked, draw(static), draw(st.sampled_from([0.0, 0.05])))
+    policy = Policy(
+        max_batch, budget, chunked, draw(static), draw(st.sampled_from([0.0, 0.05])),
+        ahead=draw(st.booleans()), turnaround=draw(st.sampled_from([0.0, 0.7])),
+    )  # fmt: skip
     groups = draw(st.sampled_from([(LayerGroup(2.0),), (LayerGroup(2.0), LayerGroup(6.0, 8.0))]))
     cache = PagedCache(groups, draw(st.sampled_from([1, 4])), 0.0)
     room = 1e9 if draw(roomy) else float(cache.size(requests.longest)) * draw(st.floats(1.0, 2.5))

@@ -6,7 +6,7 @@ import importlib
 
 from simulator.validation.dataset import DataSet
 
-MODULES: tuple[str, ...] = ("gemm",)
+MODULES: tuple[str, ...] = ("elementwise", "gemm", "layers", "measured", "attention", "mla", "collectives", "host", "trace", "serving", "serving_requests", "serving_throughput", "decode", "offload")
 """Modules of this package, in the order in which their data sets are printed."""
 
 

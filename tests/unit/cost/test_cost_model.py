@@ -120,7 +120,9 @@ def test_bound_of_an_array(a100):
 def test_grouped_products_are_slower(a100):
     plain = a100.price(Matmul(4096, 4096, 4096, 8))
     grouped = a100.price(Matmul(4096, 4096, 4096, 8, grouped=True))
-    assert grouped.compute == pytest.approx(plain.compute / a100.calibration.matmul.grouped_efficiency)
+    # the loop is; the epilogue is not
+    slower = plain.compute / a100.calibration.matmul.grouped_efficiency
+    assert 0.9 * slower < grouped.compute < slower
 
 
 def test_backward_attention_is_2_5_products_at_its_own_efficiency(a100):
@@ -334,4 +336,4 @@ def test_what_is_a_kernels_own_averages_out_over_different_kernels(a100):
         different = different + one
     assert class_errors(different, fitted)["matmul"] == pytest.approx(error * (0.25 + 0.75 / 9) ** 0.5)
     assert class_errors(one * 9, fitted)["matmul"] == pytest.approx(error)
-    assert class_errors(different, a100.calibration)["matmul"] == pytest.approx(error)
+    assert class_errors(different, fitted.model_copy(update={"fits": {}}))["matmul"] == pytest.approx(error)

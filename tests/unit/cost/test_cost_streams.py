@@ -5,22 +5,32 @@ import pytest
 
 from simulator.cost import adam_bytes, gather_bytes, stream_time, transfer_time
 
-STREAM = {"peak": 20e12, "bandwidth": 2e12, "memory_efficiency": 0.8, "half_bytes": 1e6, "launch": 3e-6}
+STREAM = {"peak": 20e12, "bandwidth": 2e12, "memory_efficiency": 0.8, "base_latency": 3e-6}
 
 
-def test_half_of_the_bandwidth_at_half_bytes():
-    parts = stream_time(1e6, **(STREAM | {"launch": 0.0}))
-    assert 1e6 / parts.time == pytest.approx(0.5 * 0.8 * 2e12)
-
-
-def test_no_kernel_is_shorter_than_its_launch():
-    assert stream_time(10.0, **STREAM).time == 3e-6
-    assert stream_time(10.0, kernels=4, **STREAM).time == 12e-6
+def test_a_kernel_takes_its_latency_and_its_bytes():
+    assert stream_time(0.0, **STREAM).time == 3e-6
+    assert stream_time(0.0, kernels=4, **STREAM).time == 12e-6
+    assert stream_time(1.6e9, **STREAM).time == pytest.approx(3e-6 + 1e-3)
 
 
 def test_vector_work_can_bind():
     parts = stream_time(1e6, 1e12, **STREAM)
-    assert parts.time == parts.compute == pytest.approx(1e12 / 20e12)
+    assert parts.compute == pytest.approx(1e12 / 20e12)
+    assert parts.time == parts.compute + 3e-6
+
+
+def test_loads_of_one_element_bind_where_memory_does_not():
+    # 1e6 loads and stores at 1e9 a second
+    assert stream_time(1e6, scalar=1e6, scalar_rate=1e9, **STREAM).compute == pytest.approx(1e-3)
+
+
+def test_what_was_just_written_is_in_the_cache():
+    given = STREAM | {"cache": 40e6, "cache_bandwidth": 3.0}
+    assert stream_time(1e6, **given).memory == pytest.approx(1e6 / 1.6e12 / 3)
+    assert stream_time(1e9, **given).memory == pytest.approx(1e9 / 1.6e12)
+    # unless other bytes have passed since
+    assert stream_time(1e6, reuse_distance=1e9, **given).memory == pytest.approx(1e6 / 1.6e12)
 
 
 def test_short_rows_waste_part_of_a_burst():

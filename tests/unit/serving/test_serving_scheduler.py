@@ -5,6 +5,7 @@ import pytest
 from serving_cases import LinearPricer
 
 from simulator.serving import LayerGroup, PagedCache, Policy, Requests, serve
+from simulator.serving.workload import closed_loop
 
 
 def requests(*rows):
@@ -147,3 +148,31 @@ def test_the_ledger_holds_what_is_resident_and_the_cache():
     times, resident = served.timeline.ledger.resident("gpu0.hbm")
     assert resident["KV cache"].tolist()[-1] == 0.0
     assert times[-1] == 4.0
+
+
+def test_in_a_closed_loop_an_answer_brings_the_next_request():
+    rows = closed_loop(np.array([1, 1, 1]), np.array([3, 5, 2]), 2)
+    served = serve(rows, Policy(8, 64), cache(), LinearPricer())
+    # two clients; the first is answered at 3 s and asks again
+    assert served.requests.arrival.tolist() == [0.0, 0.0, 3.0]
+    assert served.first_token.tolist() == [1.0, 1.0, 4.0]
+    assert served.end.tolist() == [3.0, 5.0, 5.0]
+
+
+def test_a_client_may_think():
+    rows = closed_loop(np.array([1, 1]), np.array([2, 1]), 1)
+    served = serve(rows, Policy(8, 64, turnaround=0.5), cache(), LinearPricer())
+    assert served.requests.arrival.tolist() == [0.0, 2.5]
+    assert served.end.tolist() == [2.0, 3.5]
+
+
+def test_iterations_put_together_ahead_let_a_request_in_one_later():
+    served = serve(requests((0.0, 10, 10), (3.5, 10, 1)), Policy(8, 64, ahead=True), cache(), LinearPricer())
+    # it arrives while an iteration runs that ends at 4 s; the one from 4 to 5 s is already put together
+    assert served.admitted.tolist() == [0.0, 5.0]
+    assert served.first_token.tolist() == [1.0, 6.0]
+
+
+def test_an_idle_engine_has_nothing_put_together():
+    served = serve(requests((0.0, 10, 1), (0.5, 10, 1)), Policy(8, 64, ahead=True), cache(), LinearPricer())
+    assert served.first_token.tolist() == [1.0, 2.0]

@@ -272,3 +272,74 @@ def test_shipped_scenarios_fit_and_are_not_saturated(name):
     assert outcome.headline in outcome.metrics
     assert set(scenario.limit) <= set(outcome.metrics)
     assert "saturated" not in outcome.metrics or outcome.metrics["saturated"].value == 0.0
+
+
+# --- closed loops, engines that schedule ahead, what is between client and engine ---
+
+LOOP = {"arrival": "closed", "concurrency": 8, "requests": 160, "prompt": {"uniform": [100, 300]}, "output": {"uniform": [20, 40]}}
+
+
+def test_a_closed_loop_keeps_its_clients_busy():
+    outcome = simulate(make_setup(workload=LOOP))
+    metrics = outcome.metrics
+    # Little: clients = rate x time in the system, but for the drain at the end
+    clients = metrics["request_throughput"].value * metrics["end_to_end_mean"].value
+    assert clients == pytest.approx(8, rel=0.08)
+    assert metrics["largest_batch"].value == 8
+    assert "saturated" not in metrics
+    assert "offered_request_rate" not in metrics
+    assert any("8 clients" in line for line in outcome.assumptions)
+
+
+def test_the_rate_of_a_closed_loop_is_as_doubtful_as_its_iterations():
+    metrics = simulate(make_setup(workload=LOOP)).metrics
+    assert metrics["output_throughput"].error == metrics["end_to_end_mean"].error > 0.0
+
+
+def test_replicas_share_the_clients():
+    outcome = simulate(make_setup(hardware={"device": "h100-sxm", "count": 2}, workload=LOOP))
+    assert outcome.metrics["largest_batch"].value == 4
+
+
+def test_scheduling_ahead_hides_the_host_and_delays_a_request():
+    behind = simulate(make_setup(workload=LOOP, host_overhead="0 s"))
+    ahead = simulate(make_setup(workload=LOOP, schedule_ahead=True))
+    first = "time_to_first_token_p50"
+    assert "host" not in ahead.class_times
+    assert ahead.metrics[first].value > behind.metrics[first].value
+    assert any("put together ahead" in line for line in ahead.assumptions)
+
+
+def test_the_way_from_and_to_the_client_adds_to_latencies():
+    near = simulate(make_setup()).metrics
+    far = simulate(make_setup(frontend_latency="10 ms")).metrics
+    for key, more in (("time_to_first_token_p50", 0.01), ("end_to_end_p90", 0.01), ("time_per_output_token_p50", 0.0)):
+        assert far[key].value == pytest.approx(near[key].value + more, rel=1e-9)
+
+
+def test_an_engines_own_all_reduce_is_faster_for_small_messages():
+    pair = {"device": "h100-sxm", "count": 2}
+    token = {
+        kernel: simulate(make_setup(hardware=pair, tensor_parallel=2, all_reduce=kernel)).metrics["time_per_output_token_p50"].value
+        for kernel in ("library", "pull", "push")
+    }  # fmt: skip
+    assert token["push"] < token["pull"] < token["library"]
+
+
+def test_embedding_and_logits_stay_in_16_bit_where_layers_are_quantised():
+    plan = make_plan(make_setup(precision="fp8"))
+    ends = 2 * 128256 * 4096
+    assert plan.resident["weights"] == pytest.approx((8.03e9 - ends) * 1.0 + ends * 2.0, rel=1e-3)
+
+
+def test_a_mean_of_bits_counts_for_the_whole_model():
+    # 4.92 GB: the size of the Q4_K_M file of Llama 3 8B at 4.9 bits a weight
+    assert make_plan(make_setup(weight_bits=4.9)).resident["weights"] == pytest.approx(4.92e9, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    "workload", [{**LOOP, "concurrency": None}, {**LOOP, "arrival": "offline"}, {"rate": "1/s", "think_time": "1 s", "prompt": 1, "output": 1}]
+)
+def test_what_belongs_to_a_closed_loop_is_checked(workload):
+    with pytest.raises(ValueError, match=r"'concurrency'|'think_time'"):
+        make_setup(workload=workload)

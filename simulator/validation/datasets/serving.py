@@ -1,0 +1,150 @@
+"""Points of serving benchmarks: a closed loop of clients on one replica, time to first and per output token.
+
+What the rows do not state is assumed for each of their two origins. The public continuous benchmark draws lengths from
+0.8 to 1 of the nominal ones and sends ten requests a client, all clients at once and without warm-up; KV caches are fp8.
+The other runs have fixed lengths, 16-bit caches, and TensorRT-LLM takes one prompt's tokens in an iteration. Times to the
+first token are means, which hold the burst at the start (the source says neither mean nor median; medians are half as
+long as what is measured at 32 clients and more, means are not).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simulator.specs import Catalog
+from simulator.validation.dataset import Part, TableDataSet, keep
+from simulator.validation.datasets.devices import AICONFIGURATOR
+from simulator.validation.datasets.runs import (
+    DATA_PARALLEL,
+    DISAGGREGATED,
+    EXPERT_PARALLEL,
+    PIPELINE_PARALLEL,
+    UNKNOWN_DEVICE,
+    UNKNOWN_MODEL,
+    Content,
+    metric,
+    run_parts,
+    thin,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEVICES = {**AICONFIGURATOR, "b300_sxm": "b300"}
+MODELS = {
+    "Qwen/Qwen3-235B-A22B-FP8": "qwen3-235b-a22b", "Qwen/Qwen3-32B": "qwen3-32b", "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
+    "deepseek-ai/DeepSeek-R1": "deepseek-v3", "deepseek-ai/DeepSeek-V3": "deepseek-v3",
+    "nvidia/DeepSeek-R1-NVFP4": "deepseek-v3", "nvidia/DeepSeek-V3.1-NVFP4": "deepseek-v3",
+    "meta-llama/Llama-3.1-70B": "llama3.1-70b", "meta-llama/Llama-3.1-8B-Instruct": "llama3.1-8b",
+    "nvidia/Llama-3.1-8B-Instruct-FP8": "llama3.1-8b", "openai/gpt-oss-120b": "gpt-oss-120b",
+}  # fmt: skip
+MOST = 100
+"""Rows that are simulated; of more, those whose labels hash lowest."""
+ROUNDS = 10
+"""Requests of a client, as the continuous benchmark sends; its means hold the burst at the start."""
+LARGEST = 2048
+"""Requests of a run at most."""
+FRONTEND = "5 ms"
+"""Assumed round trip of a request between client and scheduler (HTTP, tokenising, streaming back)."""
+BUDGET = 8192
+"""Tokens of an iteration: what each of these servers has for a default on GPUs of 80 GB and more."""
+
+
+def numerics(mode: str, device: str, kv: str | None) -> dict[str, str]:
+    """Return the strategy's formats for a mode of the table: products in the device's narrowest format that it names."""
+    if mode in ("nvfp4", "fp4"):
+        # Hopper has no 4-bit units: weights are widened to 16 bits on the way (Marlin, Triton and TensorRT-LLM kernels)
+        compute = "fp4" if device in ("b200", "b300", "gb200", "rtx-pro-6000-blackwell", "rtx-5090") else "bf16"
+        formats = {"precision": compute, "weight_precision": "fp4"}
+    elif mode in ("fp8", "fp8_block"):
+        formats = {"precision": "fp8"}
+    elif mode == "int4_wo":
+        formats = {"precision": "bf16", "weight_precision": "int4"}
+    else:
+        formats = {"precision": "bf16"}
+    return formats | ({"kv_precision": kv} if kv else {})
+
+
+def closed_loop(
+    device: str, model: str, tensor: int, isl: Any, osl: Any, concurrency: int, formats: dict[str, str], **strategy: Any
+) -> Content:
+    """Return the scenario of a benchmark client that keeps so many requests in flight.
+
+    The host of these servers is hidden: they launch CUDA graphs and schedule the next iteration while one runs.
+    """
+    return {
+        "kind": "serving", "hardware": {"device": device, "count": tensor}, "model": model,
+        "workload": {
+            "arrival": "closed", "concurrency": concurrency, "requests": max(concurrency, min(LARGEST, ROUNDS * concurrency)),
+            "prompt": isl, "output": osl,
+        },
+        "strategy": {
+            "tensor_parallel": tensor, "max_batch": max(concurrency, 1), "max_batched_tokens": 8192,
+            "schedule_ahead": True, "frontend_latency": FRONTEND, **formats, **strategy,
+        },
+    }  # fmt: skip
+
+
+def lengths(tokens: float, spread: bool) -> Any:
+    """Return fixed lengths, or the 0.8 to 1 of the nominal length that the continuous benchmark draws from."""
+    return {"uniform": [int(np.ceil(0.8 * tokens)), int(tokens)]} if spread else int(tokens)
+
+
+def _content(row: Any) -> Content:
+    public = "gap-analysis" not in str(row.source_dump)
+    device, tensor, ours = DEVICES[row.system], int(row.tp_size), row.backend == "trtllm"
+    formats = numerics(str(row.gemm_quant_mode), device, "fp8" if public else None)
+    # where a point is of several replicas, concurrency is theirs together and the batch that of one
+    clients = int(row.concurrency if np.isnan(row.batch_size) else min(row.concurrency, row.batch_size))
+    return closed_loop(
+        device, MODELS[row.model_path], tensor, lengths(row.isl, public), lengths(row.osl, public), clients, formats,
+        all_reduce="push" if ours else "pull",
+        max_batched_tokens=int(row.isl) + clients if ours and not public else max(BUDGET, clients),
+    )  # fmt: skip
+
+
+def _covered(frame: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
+    frame = keep(frame, frame["mode"] == "agg", DISAGGREGATED, skipped)
+    frame = keep(frame, frame["model_path"].isin(MODELS), UNKNOWN_MODEL, skipped)
+    frame = keep(frame, frame["system"].isin(DEVICES), UNKNOWN_DEVICE, skipped)
+    frame = keep(frame, frame["concurrency"].notna(), "concurrency is not stated", skipped)
+    frame = keep(frame, frame["gemm_quant_mode"].notna(), "number format is not stated", skipped)
+    frame = keep(frame, frame["pp_size"].fillna(1) <= 1, PIPELINE_PARALLEL, skipped)
+    frame = keep(frame, frame["attention_dp_size"].fillna(1) <= 1, DATA_PARALLEL, skipped)
+    frame = keep(frame, frame["moe_ep_size"].fillna(1) <= 1, EXPERT_PARALLEL, skipped)
+    tensor, experts = frame["tp_size"], frame["moe_tp_size"].fillna(1)
+    frame = keep(
+        frame, (experts <= 1) | (experts == tensor), "attention and experts are cut over different groups", skipped
+    )
+    frame = keep(frame, frame["tp_size"] <= 8, "a replica over more than 8 GPUs", skipped)
+    same = frame.duplicated(["id", "ttft_ms", "tpot_ms"]) | frame.duplicated(
+        ["model_path", "system", "backend", "isl", "osl", "tp_size", "gemm_quant_mode", "concurrency", "ttft_ms", "tpot_ms"]
+    )
+    return keep(frame, ~same, "the same point again", skipped)
+
+
+def _split(
+    frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, column: str, quantity: str
+) -> Sequence[Part]:
+    frame = thin(_covered(frame, skipped), ("id", "source_dump"), MOST, skipped)
+    return run_parts(
+        frame, catalog, skipped, content=_content, measured=lambda rows: rows[column].to_numpy(float) * 1e-3,
+        quantity=metric(quantity), groups=("model_path", "system", "backend", "isl", "osl", "tp_size"),
+    )  # fmt: skip
+
+
+DATASETS = (
+    TableDataSet(
+        "aiconfigurator/serving_ttft_tpot.csv#tpot",
+        partial(_split, column="tpot_ms", quantity="time_per_output_token_p50"),
+    ),
+    TableDataSet(
+        "aiconfigurator/serving_ttft_tpot.csv#ttft",
+        partial(_split, column="ttft_ms", quantity="time_to_first_token_mean"),
+    ),
+)
