@@ -89,10 +89,11 @@ def grouped_time(
     loop = work.loop if work.loop is not None else STEP_BYTES / work.left_bytes
     rows, weights = _rows(work)
     left = m * count * k * work.left_bytes
-    # max(): nothing to read has no misses
     missed = 1.0 - 1.0 / (1.0 + (left / work.sharing / max(cache, 1.0)) ** MISS_CORNER)
     latency = kernel.step_latency * (1.0 + (kernel.uncached_step - 1.0) * missed)
-    stream = (left + count * (k * n * work.right_bytes + m * n * work.out_bytes)) / (bandwidth * kernel.memory_efficiency)
+    stream = (left + count * (k * n * work.right_bytes + m * n * work.out_bytes)) / (
+        bandwidth * kernel.memory_efficiency
+    )
     promoted = work.scaled / (kernel.promotion_rate * SCALE_BLOCK)
     steps = np.ceil(k / loop)
 
@@ -101,7 +102,8 @@ def grouped_time(
         tiles = by_rows * np.ceil(n / tn) * count
         area = (tm if row_padding else np.minimum(tm, m)) * tn
         step = area * loop * (2.0 / rate + promoted) + latency
-        compute = np.maximum(np.ceil(tiles / units), 1.0) * steps * step
+        compute = np.maximum(np.ceil(tiles / units), tiles > 0.0) * steps * step
+        # no expert, no tile, no stream
         memory = stream / np.minimum(np.maximum(tiles, 1.0) / (FILL * units), 1.0)
         return np.maximum(compute, memory) + kernel.exposed * np.minimum(compute, memory), compute, memory
 
@@ -130,7 +132,10 @@ def grouped_time(
 def _rows(work: Matmul) -> tuple[Any, Any]:
     """Rows of experts and how likely they are, along a new first axis (and one for tiles where all are scalars)."""
     if work.skew:
-        nodes = load_nodes(work.skew, work.reach)
+        # one reach for each of the rows, so that the nodes stand before both
+        nodes = load_nodes(
+            work.skew, work.reach + 0.0 * work.m if isinstance(work.m, np.ndarray) else work.reach
+        )
         rows: Any = work.m * nodes
         weights: Any = _even(len(nodes))
     elif isinstance(work.spread, np.ndarray) or work.spread > 0.0:

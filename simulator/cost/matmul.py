@@ -67,8 +67,8 @@ def matmul_time(
         Of the main memory [B/s].
     units : float
         What output tiles spread over (SMs, cores).
-    peak_efficiency, memory_efficiency, tile_m, tile_n, tile_edge, epilogue_rate, fill, wave_tail, split_latency, unit_bandwidth, \
-step_latency, promotion_rate, cache_bandwidth : float
+    peak_efficiency, memory_efficiency, cache_bandwidth, tile_m, tile_n, tile_edge, epilogue_rate, fill, wave_tail, \
+split_latency, unit_bandwidth, step_latency, promotion_rate : float
         Constants; see :class:`simulator.specs.calibration.MatmulConstants`.
     promotions : float
         Scalings of a partial sum for each block of k, where ``step_latency`` is above 0.
@@ -98,12 +98,11 @@ step_latency, promotion_rate, cache_bandwidth : float
     A tile of (t_m, t_n) runs on one unit at peak·efficiency / units, slowed by edge·(1/t_m + 1/t_n) more than the
     largest tile since its operands' traffic grows as its edges shrink, and no faster than the unit loads its operands.
     ceil(m/t_m)·ceil(n/t_n)·count·s tiles take ceil(tiles/units) waves (wave quantisation: NVIDIA, *Matrix
-    Multiplication Background User's Guide*, sections 3 and 4), each of k/s steps and an
-    epilogue that its elements leave through; of a partly filled last
-    wave ``wave_tail`` of the idle part is lost. Split-K by s makes tiles where there are few, for the traffic of the
-    partial sums and the kernel that adds them. Fewer tiles than ``fill``·units cannot saturate the memory. Compute and
-    memory overlap imperfectly (:func:`simulator.cost.numeric.overlap`); libraries choose the best kernel, hence the
-    minimum.
+    Multiplication Background User's Guide*, sections 3 and 4), each of k/s steps and an epilogue that its elements leave
+    through; of a partly filled last wave ``wave_tail`` of the idle part is lost. Split-K by s makes tiles where there are
+    few, for the traffic of the partial sums and the kernel that adds them. Fewer tiles than ``fill``·units cannot saturate
+    the memory. Compute and memory overlap imperfectly (:func:`simulator.cost.numeric.overlap`); libraries choose the best
+    kernel, hence the minimum.
     """
     if not isinstance(m * n * count, np.ndarray) and m * n * count == 0:
         return Parts(launch, 0.0, 0.0, 0.0, launch)
@@ -162,7 +161,9 @@ step_latency, promotion_rate, cache_bandwidth : float
     return Parts(time + launch, compute, memory, 0.0, launch)
 
 
-def _fastest(choices: Iterable[Any], candidate: Callable[..., tuple[Any, Any, Any]], split_latency: float) -> tuple[Any, Any, Any]:
+def _fastest(
+    choices: Iterable[Any], candidate: Callable[..., tuple[Any, Any, Any]], split_latency: float
+) -> tuple[Any, Any, Any]:
     # one candidate after the other, so that a large sweep needs the memory of two
     best: tuple[Any, ...] = (np.inf, 0.0, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -25,7 +25,17 @@ from simulator.cost.numeric import Parts, chosen, larger, smaller
 from simulator.cost.peaks import peak_flops
 from simulator.cost.streams import gather_bytes, stream_time, transfer_time
 from simulator.graph.graph import Operator
-from simulator.graph.work import Attention, Axis, Collective, Elementwise, Gather, Matmul, Numeric, Route, Work
+from simulator.graph.work import (
+    Attention,
+    Axis,
+    Collective,
+    Elementwise,
+    Gather,
+    Matmul,
+    Numeric,
+    Route,
+    Work,
+)
 from simulator.specs.base import Spec
 from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, OperatorClass
 from simulator.specs.errors import MemroofError
@@ -85,7 +95,6 @@ class CostModel:
     _peaks: dict[tuple[str, bool], float] = field(init=False, repr=False, compare=False)
     _links: LinkConstants = field(init=False, repr=False, compare=False)
     _custom: CustomConstants = field(init=False, repr=False, compare=False)
-    _cache: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         bandwidth = self.memory_bandwidth
@@ -101,13 +110,13 @@ class CostModel:
         object.__setattr__(
             self, "_common", {"bandwidth": float(bandwidth), "units": float(self.device.compute.units)}
         )
-        object.__setattr__(self, "_cache", max((float(c.capacity) for c in self.device.cache.values()), default=0.0))
+        object.__setattr__(
+            self, "_cache", max((float(c.capacity) for c in self.device.cache.values()), default=0.0)
+        )
         object.__setattr__(self, "_peaks", {})
         links = {k: v for k, v in self._constants["collective"].items() if k in LinkConstants._fields}
         object.__setattr__(self, "_links", LinkConstants(**links))
         object.__setattr__(self, "_custom", CustomConstants(**self._constants["custom_collective"]))
-        last = self.device.cache.get("l2")
-        object.__setattr__(self, "_cache", float(last.capacity) if last else 0.0)
 
     def price(self, work: Work, span: Span | None = None) -> Cost:
         """Return the cost of one work; a :class:`Collective` needs the span of its group.
@@ -126,7 +135,15 @@ class CostModel:
             return self._attention(work)
         if isinstance(work, Elementwise):
             return self._stream(
-                work.bytes, "elementwise", work.flops, work.format, work.kernels, work.scalar, work.rows, work.chained, work.reuse_distance,
+                work.bytes,
+                "elementwise",
+                work.flops,
+                work.format,
+                work.kernels,
+                work.scalar,
+                work.rows,
+                work.chained,
+                work.reuse_distance,
             )
         if isinstance(work, Gather):
             return self._stream(gather_bytes(work.rows, work.row_bytes), "embedding")
@@ -216,7 +233,9 @@ class CostModel:
             If normal kernels shall cross nodes.
         """
         given = dict(self._constants["expert_exchange"])
-        error = self.calibration.error["expert-exchange"] * (given.pop("low_latency_spread") if low_latency else 1.0)
+        error = self.calibration.error["expert-exchange"] * (
+            given.pop("low_latency_spread") if low_latency else 1.0
+        )
         constants = ExchangeConstants(**{name: given[name] for name in ExchangeConstants._fields})
         if span.size == 1:
             return self._cost(Parts(0.0 * tokens), "expert-exchange", "expert")
@@ -228,7 +247,9 @@ class CostModel:
         elif len(span.tiers) == 1 and span.tiers[0].name == NODE:
             parts = exchange_time(step, span.tiers[0], tokens, hidden, top_k, constants, units=units)
         else:
-            raise MemroofError("normal dispatch and combine are priced inside a machine; use low_latency across")
+            raise MemroofError(
+                "normal dispatch and combine are priced inside a machine; use low_latency across"
+            )
         return Cost.of(parts, "expert-exchange", error, "expert")
 
     def host_iteration(self, sequences: Numeric, workers: int = 1) -> Cost:
@@ -237,7 +258,9 @@ class CostModel:
         iteration + per_sequence·sequences, and ``workers`` more where several worker processes take part.
         """
         host = self._constants["host"]
-        time = host["iteration"] + host["per_sequence"] * sequences + (host["workers"] if workers > 1 else 0.0)
+        time = (
+            host["iteration"] + host["per_sequence"] * sequences + (host["workers"] if workers > 1 else 0.0)
+        )
         return self._cost(Parts(time, latency=time), "host")
 
     def transfer(
@@ -321,7 +344,8 @@ class CostModel:
             work.m, work.n, work.k, work.count,
             peak=self._peak(work.format, True), launch=self._constants["host"]["launch"],
             left_bytes=work.left_bytes, right_bytes=work.right_bytes, out_bytes=work.out_bytes,
-            row_padding=bool(self.device.compute.matrix), splits=work.split_k and not work.scaled, tile=work.tile, step_latency=step * work.scaled, promotions=work.scaled,
+            row_padding=bool(self.device.compute.matrix), splits=work.split_k and not work.scaled, tile=work.tile,
+            step_latency=step * work.scaled, promotions=work.scaled,
             cache=self._cache * constants.pop("cache_share"), reuse_distance=work.reuse_distance,
             **self._common, **constants,
         )  # fmt: skip
@@ -397,7 +421,9 @@ class CostModel:
         c = self._constants["attention"]
         size, tokens = work.stored_bytes, work.batch * work.queries
         bandwidth = self._common["bandwidth"] * c["memory_efficiency"] * self._speedup(size, c)
-        written = store_time(tokens, 0.5 * work.kv_width, size, bandwidth=bandwidth, token_time=c["store_time"])
+        written = store_time(
+            tokens, 0.5 * work.kv_width, size, bandwidth=bandwidth, token_time=c["store_time"]
+        )
         return written + self._constants["host"]["launch"]
 
     def _speedup(self, size: Numeric, constants: Mapping[str, float]) -> Numeric:
@@ -416,11 +442,13 @@ class CostModel:
         reuse_distance: Numeric | None = None,
     ) -> Cost:
         constants = self._constants["elementwise"]
+        latency = constants["chained_latency" if chained else "base_latency"]
         parts = stream_time(
             size, flops, kernels, peak=self._peak(format, False), bandwidth=self._common["bandwidth"],
-            memory_efficiency=constants["memory_efficiency"], base_latency=constants["chained_latency" if chained else "base_latency"],
+            memory_efficiency=constants["memory_efficiency"], base_latency=latency,
             cache=self._cache * constants["cache_share"], cache_bandwidth=constants["cache_bandwidth"],
-            reuse_distance=reuse_distance, scalar=scalar, scalar_rate=constants["scalar_rate"] * smaller(rows, self._common["units"]),
+            reuse_distance=reuse_distance, scalar=scalar,
+            scalar_rate=constants["scalar_rate"] * smaller(rows, self._common["units"]),
         )  # fmt: skip
         return self._cost(parts, operator_class)
 

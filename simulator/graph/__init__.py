@@ -1,7 +1,6 @@
 """The model graph: operators with their work, parameters and saved tensors; no hardware."""
 
 from simulator.graph.build import build
-from simulator.graph.experts import active_experts
 from simulator.graph.graph import (
     FORMAT_BYTES,
     Block,
@@ -13,6 +12,7 @@ from simulator.graph.graph import (
     Shape,
     Tensor,
 )
+from simulator.graph.routing import Routed, active_experts, routed
 from simulator.graph.work import (
     Attention,
     Axis,
@@ -21,10 +21,31 @@ from simulator.graph.work import (
     Gather,
     Matmul,
     Numeric,
+    Route,
     Work,
 )
 
 __all__ = [
-    "FORMAT_BYTES", "Attention", "Axis", "Block", "Collective", "Elementwise", "Gather", "Matmul", "ModelGraph", "Numeric",
-    "Numerics", "Operator", "Partition", "Phase", "Shape", "Tensor", "Work", "active_experts", "build",
+    "FORMAT_BYTES",
+    "Attention",
+    "Axis",
+    "Block",
+    "Collective",
+    "Elementwise",
+    "Gather",
+    "Matmul",
+    "ModelGraph",
+    "Numeric",
+    "Numerics",
+    "Operator",
+    "Partition",
+    "Phase",
+    "Route",
+    "Routed",
+    "Shape",
+    "Tensor",
+    "Work",
+    "active_experts",
+    "build",
+    "routed",
 ]  # fmt: skip

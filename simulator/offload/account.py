@@ -16,9 +16,9 @@ from simulator.offload.prices import COLUMNS
 from simulator.offload.tiers import Channel
 
 Array = npt.NDArray[np.float64]
-SAMPLES = 4
+SAMPLES = 6
 """Decode steps of a sample that are evenly spaced, the first and the last ones apart."""
-EXTRA_SAMPLES = 8
+EXTRA_SAMPLES = 6
 """More of them, where computation is not linear in the context."""
 NEGLIGIBLE = 1e-3
 """Share of computation that interpolation may miss before more samples are taken."""

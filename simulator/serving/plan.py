@@ -15,6 +15,10 @@ from simulator.specs import Hardware, MemroofError, Model, ServingScenario, Serv
 from simulator.strategy import Setup
 
 
+SCALE_BYTES: Mapping[str, float] = {"fp4": 1.0 / 16.0, "int4": 2.5 / 128.0}
+"""Of a weight: NVFP4's 8-bit scale of 16 elements; a 16-bit scale and a 4-bit zero of 128 (AWQ, GPTQ)."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaPlan:
     """One replica, ready to run.
@@ -76,9 +80,7 @@ def make_plan(setup: Setup) -> ReplicaPlan:
     _check_lengths(requests, strategy, setup.model)
     tensor = strategy.tensor_parallel
     replicas = min(hardware.size // tensor, len(requests))
-    numerics = Numerics.of(strategy.precision, strategy.weight_precision, strategy.kv_precision)
-    if strategy.weight_bits is not None:
-        numerics = replace(numerics, weight_bytes=strategy.weight_bits / 8.0)
+    numerics = _numerics(strategy)
     hidden = 0.0 if strategy.schedule_ahead else constants.step
     host = hidden if strategy.host_overhead is None else strategy.host_overhead
     pricer = StepPricer(
@@ -131,6 +133,14 @@ def check(strategy: ServingStrategy, model: Model, hardware: Hardware) -> None:
             f"max_batched_tokens ({strategy.max_batched_tokens}) is below max_batch ({strategy.max_batch}): "
             "an iteration must hold one token of each sequence"
         )
+
+
+def _numerics(strategy: ServingStrategy) -> Numerics:
+    numerics = Numerics.of(strategy.precision, strategy.weight_precision, strategy.kv_precision)
+    stored = numerics.weight_bytes + SCALE_BYTES.get(strategy.weight_precision or strategy.precision, 0.0)
+    if strategy.weight_bits is not None:
+        stored = strategy.weight_bits / 8.0
+    return replace(numerics, weight_bytes=stored)
 
 
 def heads_allow(model: Model, tensor: int) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from simulator.cost import peak_flops, relative_error
 from simulator.graph import Shape, build
 from simulator.serving.metrics import (
+    ITERATION_SPREAD,
+    QUEUE_SPREAD,
     duration,
     latency_metrics,
     saturated,
@@ -100,8 +103,9 @@ def _errors(setup: Setup, plan: ReplicaPlan, served: Served) -> dict[OperatorCla
 def _metrics(
     setup: Setup, plan: ReplicaPlan, served: Served, account: Account, errors: Mapping[OperatorClass, float]
 ) -> dict[str, Metric]:
-    run = float(relative_error(account.by_class, errors))
-    prefill = float(relative_error(plan.pricer.account(served.prefill_account).by_class, errors))
+    run = math.hypot(relative_error(account.by_class, errors), ITERATION_SPREAD)
+    prompts = plan.pricer.account(served.prefill_account).by_class
+    prefill = math.hypot(relative_error(prompts, errors), QUEUE_SPREAD)
     frontend = float(plan.strategy.frontend_latency or 0.0)
     metrics = throughput_metrics(served, plan.replicas, plan.gpus, run) | latency_metrics(
         served, prefill, run, frontend
@@ -184,5 +188,8 @@ def _assumptions(setup: Setup, plan: ReplicaPlan, served: Served) -> tuple[str, 
         )
     if strategy.batching == "static":
         lines.append("a finished request keeps its slot, and is returned, until its batch ends")
-    lines.append("intervals hold for the times of iterations; how a queue amplifies them is not in them")
+    lines.append(
+        f"intervals hold {ITERATION_SPREAD:.0%} for what kernels do not explain of an iteration and {QUEUE_SPREAD:.0%} of a "
+        "first token; how a queue near its limit amplifies them is not in them"
+    )
     return tuple(lines)

@@ -37,6 +37,8 @@ from simulator.strategy import Bottleneck
 
 ReduceKernel = Literal["library", "pull", "push"]
 
+ACTIVATION_BYTES = {"fp8": 1.0, "int8": 1.0, "fp4": 0.5625}
+"""Bytes of a quantised input element, with the scales of 16 elements in NVFP4."""
 PAGE = 512
 """Token counts that are priced in one pass."""
 FLOPS = len(OPERATOR_CLASSES) * len(BOUNDS)
@@ -208,7 +210,8 @@ class StepPricer:
         for block, count in self._graph(shape).all_blocks[:-1]:
             for operator in block.operators:
                 if (operator.name in self._shared) == shared:
-                    yield from ((work, count) for work in operator.forward if not isinstance(work, Attention))
+                    works = (work for work in operator.forward if not isinstance(work, Attention))
+                    yield from ((part, count) for work in works for part in _quantised(work))
 
     def _head(self, sequences: Floats) -> Iterable[tuple[Work, int]]:
         """Norm and logits of the sequences that sample, the gather of the logits, and softmax with sampling."""
@@ -235,6 +238,17 @@ class StepPricer:
             else:
                 _charge_page(table, self.cost.price(work), work.flops, work.bytes, count)
         return table
+
+
+def _quantised(work: Work) -> tuple[Work, ...]:
+    """Precede a product in 8 or 4 bits by the kernel that quantises its input, and read that instead."""
+    if not isinstance(work, Matmul) or work.format not in ACTIVATION_BYTES:
+        return (work,)
+    width = ACTIVATION_BYTES[work.format]
+    rows = work.m * work.count
+    elements = rows * work.k
+    quantise = Elementwise(2.0 * elements, width * elements, scalar=elements, rows=rows, chained=True)
+    return quantise, replace(work, left_bytes=width)
 
 
 class _Table:

@@ -102,7 +102,10 @@ def draw_requests(workload: ServingWorkload) -> Requests:
     arrival = np.zeros(count)
     if workload.arrival == "poisson" and workload.rate is not None:
         arrival = np.cumsum(gaps.exponential(1.0 / workload.rate, count))
-    prompt, output = draw_lengths(workload.prompt, count, prompts), draw_lengths(workload.output, count, outputs)
+    prompt, output = (
+        draw_lengths(workload.prompt, count, prompts),
+        draw_lengths(workload.output, count, outputs),
+    )
     if workload.concurrency is not None:
         return closed_loop(prompt, output, workload.concurrency)
     return Requests(arrival, prompt, output)

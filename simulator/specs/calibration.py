@@ -123,7 +123,7 @@ class DecodeConstants(Spec):
     peak_efficiency: Number | None = None
     """Sustained share of the matrix peak, padding of the query rows apart."""
     row_tile: Number | None = None
-    """Query rows (queries times heads of a KV head) of one block at most; fewer are padded to 16."""
+    """Query rows (queries times heads of a KV head) of one block at most, padded to 16."""
     key_latency: Seconds | None = None
     """Of one key (key and value of 128 elements each) in a block, where its products are faster."""
     key_tile: Number | None = None
@@ -169,6 +169,8 @@ class LatentConstants(Spec):
     """Sustained share of the memory bandwidth on a long latent cache."""
     row_tile: Number | None = None
     """Heads that share one pass over the latent cache."""
+    key_latency: Seconds | None = None
+    """Of one key in a block, for each 256 elements of the latent as key and value, where its products are faster."""
     split_parts: Number | None = None
     """Most parts of one sequence (4 in vLLM's Triton kernel)."""
     narrow_efficiency: Number | None = None
@@ -208,7 +210,7 @@ class CollectiveConstants(Spec):
     exchange_efficiency: Number | None = None
     """The same for all-to-all and point-to-point messages inside a node: copies without a ring."""
     staging_exponent: Exponent | None = None
-    """Bandwidth inside a node falls with (2/ranks) to this power: 0 over a switch, more where messages pass through host memory."""
+    """Bandwidth inside a node falls with (2/ranks) to this power: 0 over a switch, more through host memory."""
     base_latency: Seconds | None = None
     """Of any collective: launch and synchronisation."""
     hop_latency: Seconds | None = None
@@ -320,6 +322,8 @@ class TrainingConstants(Spec):
 
     eager_operator: Seconds | None = None
     """CPU time to issue one operator of an eager step: Python, autograd, and the launches behind it."""
+    eager_error: Share | None = None
+    """Its relative standard error over CPUs and versions of the software."""
     step_error: Share | None = None
     """Relative standard error of a step on top of that of its kernels: software between them and its version, slow ranks,
     layouts that are not stated in full."""

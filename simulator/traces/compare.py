@@ -11,7 +11,7 @@ from simulator.analysis import Result, answer
 from simulator.analysis.operators import PredictedOperator, predicted_operators
 from simulator.cost import interval
 from simulator.graph import Attention, Collective, Gather, Matmul
-from simulator.specs import MemroofError
+from simulator.specs import MemroofError, ServingScenario
 from simulator.strategy import Setup
 from simulator.traces.overlap import Occupation, occupation
 from simulator.traces.phases import phase_rate
@@ -313,15 +313,35 @@ def _figure(label: str, key: str, measured: float, result: Result) -> Figure:
 
 
 def _differences(row: Benchmark, result: Result) -> Iterable[str]:
-    """Where the benchmark was run otherwise than the scenario says: mean lengths."""
+    """Where the benchmark was run otherwise than the scenario says: arrivals, mean lengths."""
     settings: Mapping[str, str] = row.settings
+    scenario = result.setup.scenario
+    if "request_rate" in settings and isinstance(scenario, ServingScenario):
+        found = _arrivals(settings["request_rate"])
+        assumed = _arrivals(scenario.workload.rate if scenario.workload.arrival == "poisson" else "inf")
+        if found != assumed:
+            yield f"{row.label}: {found}; the scenario has {assumed}"
     requests = result.outcome.tables.get("requests", {})
-    completed = float(settings.get("completed") or settings.get("num_requests") or 0)
+    completed = _plain(settings.get("completed") or settings.get("num_requests"))
     for name, key in (("prompt", "total_input_tokens"), ("output", "total_output_tokens")):
         if completed and key in settings and name in requests:
-            measured, assumed = float(settings[key]) / completed, float(requests[name].mean())
-            if abs(measured / assumed - 1.0) > 0.1:
-                yield f"{row.label}: {name}s of {measured:,.0f} tokens on average; the scenario has {assumed:,.0f}"
+            measured, given = _plain(settings[key]) / completed, float(requests[name].mean())
+            if abs(measured / given - 1.0) > 0.1:
+                yield f"{row.label}: {name}s of {measured:,.0f} tokens on average; the scenario has {given:,.0f}"
+
+
+def _arrivals(rate: float | str | None) -> str:
+    each = _plain(rate)
+    return "requests come without a rate" if each in (0.0, float("inf")) else f"{each:g} requests/s"
+
+
+def _plain(text: float | str | None) -> float:
+    """A setting as a number; 0 where it is none, since it is only told to the user."""
+    try:
+        found = float(text or 0.0)
+    except ValueError:
+        return 0.0
+    return found if found == found else 0.0
 
 
 def _rates(rows: Iterable[PhaseRate], setup: Setup) -> tuple[Figure, ...]:

@@ -118,7 +118,9 @@ def _accounts(stage: StageWork, lowered: Lowered, timeline: Timeline, index: int
     # a bubble is as uncertain as the passes that others spend in it
     known = sum(classes.values()) or 1.0
     scale = timeline.makespan / known
-    errors = {**step.cost.calibration.error, **class_errors(total, step.cost.calibration)}
+    calibration = step.cost.calibration
+    errors = {**calibration.error, **class_errors(total, calibration)}
+    errors["host"] = float(calibration.training.eager_error or 0.0)
     return _Accounts({name: value * scale for name, value in classes.items()}, binds, errors)
 
 

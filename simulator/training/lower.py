@@ -176,9 +176,7 @@ class _Lowering:
         tasks = []
         for operator in operators:
             name = f"{label} {operator.name}"
-            tasks.append(
-                self.program.compute(stream, operator.time, after=after, tag=tag, name=name)
-            )
+            tasks.append(self.program.compute(stream, operator.time, after=after, tag=tag, name=name))
             after = []
         return tasks[0], tasks[-1]
 

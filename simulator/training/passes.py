@@ -63,7 +63,9 @@ class Issued:
     def then(self, other: Issued) -> Issued:
         """Return this sequence and another one behind it."""
         return Issued(
-            self.host + other.host, self.device + other.device, max(self.end + other.device, self.host + other.end)
+            self.host + other.host,
+            self.device + other.device,
+            max(self.end + other.device, self.host + other.end),
         )
 
     def times(self, count: int) -> Issued:

@@ -74,7 +74,11 @@ class Step:
             fused_loss=self.strategy.fused_loss,
         )  # fmt: skip
         self.pricer = PassPricer(
-            self.graph, self.cost, self.spans, self.strategy.recompute, eager=not self.strategy.cuda_graphs,
+            self.graph,
+            self.cost,
+            self.spans,
+            self.strategy.recompute,
+            eager=not self.strategy.cuda_graphs,
             overlap=self.strategy.overlap_tensor_parallel,
         )
         self._chunks: dict[tuple[tuple[int, ...], bool, bool], ChunkPass] = {}

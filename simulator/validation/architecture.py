@@ -102,7 +102,9 @@ def _inherit(
     if not fitted:
         return None
     best = max(fitted, key=lambda device: (fitted[device], device))
-    given = {(section, key): getattr(getattr(devices[best], section), key) for section, key in _constants(fit)}
+    given = {
+        (section, key): getattr(getattr(devices[best], section), key) for section, key in _constants(fit)
+    }
     values = {place: float(value) for place, value in given.items() if value is not None}
     residuals, tried = [np.zeros(0)], []
     for other in fitted:

@@ -167,7 +167,14 @@ def _parts(fit: Fit, device: str, folder: Path, catalog: Catalog) -> list[tuple[
     return found
 
 
-def _fit(fit: Fit, parts: Sequence[tuple[str, Part]], base: CostModel, start_from: Calibration, seed: int, date: str) -> Fitted:
+def _fit(
+    fit: Fit,
+    parts: Sequence[tuple[str, Part]],
+    base: CostModel,
+    start_from: Calibration,
+    seed: int,
+    date: str,
+) -> Fitted:
     from scipy.optimize import least_squares
 
     parts = [(name, part) for name, part in parts if part.fitted]
@@ -189,7 +196,9 @@ def _fit(fit: Fit, parts: Sequence[tuple[str, Part]], base: CostModel, start_fro
 
     def search(given: Mapping[str, float], choice: Mapping[tuple[str, str], float]) -> Any:
         inherited = [getattr(getattr(start_from, c.section), c.name) for c in fit.constants]
-        start = np.array([given.get(c.name, value) for c, value in zip(fit.constants, inherited, strict=True)], float)
+        start = np.array(
+            [given.get(c.name, value) for c, value in zip(fit.constants, inherited, strict=True)], float
+        )
         return least_squares(
             residuals, 1.0 + np.log(np.clip(start / low, 1.0001, 0.9999 * high / low)), bounds=(np.ones(len(low)), 1.0 + width),
             loss="soft_l1", f_scale=LOSS_SCALE, diff_step=[0.01], x_scale=0.3, max_nfev=40,
@@ -200,7 +209,9 @@ def _fit(fit: Fit, parts: Sequence[tuple[str, Part]], base: CostModel, start_fro
     solution, choice = min(searches, key=lambda found: float(found[0].cost))
     values = {
         (c.section, c.name): float(f"{v:.4g}")
-        for c, v, known in zip(fit.constants, (low * np.exp(solution.x - 1.0)).tolist(), solution.jac.any(axis=0), strict=True)
+        for c, v, known in zip(
+            fit.constants, (low * np.exp(solution.x - 1.0)).tolist(), solution.jac.any(axis=0), strict=True
+        )
         if known  # a constant that no row depends on stays as inherited
     } | dict(choice)
     cost = CostModel(base.device, apply(base.calibration, values), base.memory_bandwidth)

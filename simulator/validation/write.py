@@ -42,7 +42,9 @@ def write_content(path: Path, name: str, source: str, content: Mapping[str, Any]
     lines = [HEADER, "kind: calibration\n", f"name: {name}\n", f"source: {_text(source)}\n"]
     if content.get("note"):
         lines.append(f"note: {_text(str(content['note']))}\n")
-    orders: dict[str, Sequence[str]] = {section: list(schema.model_fields) for section, schema in SECTIONS.items()}
+    orders: dict[str, Sequence[str]] = {
+        section: list(schema.model_fields) for section, schema in SECTIONS.items()
+    }
     orders |= {"error": OPERATOR_CLASSES, "fits": OPERATOR_CLASSES}
     for section, order in orders.items():
         if content.get(section):

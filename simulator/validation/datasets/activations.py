@@ -84,7 +84,11 @@ def _states(step: Step) -> float:
 
 
 def _part(
-    frame: pd.DataFrame, catalog: Catalog, measured: FloatArray, quantities: Sequence[str], techniques: Sequence[str]
+    frame: pd.DataFrame,
+    catalog: Catalog,
+    measured: FloatArray,
+    quantities: Sequence[str],
+    techniques: Sequence[str],
 ) -> Part:
     """Return the part of some rows; bytes rest on no constant, so that they are computed once and have no interval."""
     predicted: list[float] = []

@@ -72,7 +72,12 @@ def _quantity(rows: pd.DataFrame, cases: Sequence[Case]) -> Quantity:
     """TFLOP/s a GPU as equation 3 counts them, or sequences a second."""
     sizes = np.array([[c.model.num_hidden_layers, c.model.hidden_size, c.batch] for c in cases], float)
     work = sc21_flop(rows.assign(seq_len=SEQUENCE), sizes[:, 0], sizes[:, 1], sizes[:, 2])
-    gpus = np.array([c.strategy.tensor_parallel * c.strategy.pipeline_parallel * (c.strategy.data_parallel or 1) for c in cases])
+    gpus = np.array(
+        [
+            c.strategy.tensor_parallel * c.strategy.pipeline_parallel * (c.strategy.data_parallel or 1)
+            for c in cases
+        ]
+    )
     per_gpu = (rows["unit"] == "TFLOP/s").to_numpy()
     numerator = np.where(per_gpu, work / gpus / 1e12, sizes[:, 2])
 
@@ -84,7 +89,12 @@ def _quantity(rows: pd.DataFrame, cases: Sequence[Case]) -> Quantity:
 
 def _split(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
     steps = frame["system"].eq("Megatron-LM PTD-P") & frame["metric"].isin([TERAFLOPS, "throughput"])
-    frame = keep(frame, steps & frame["unit"].isin(["TFLOP/s", "seq/s"]), "no figure of a training step's speed", skipped)
+    frame = keep(
+        frame,
+        steps & frame["unit"].isin(["TFLOP/s", "seq/s"]),
+        "no figure of a training step's speed",
+        skipped,
+    )
     frame = keep(frame, frame["strategy"] != "ZeRO-3", FSDP, skipped)
     return step_parts(
         frame, catalog, skipped, case=_case, measured=lambda rows: rows["value"].to_numpy(float), quantity=_quantity,

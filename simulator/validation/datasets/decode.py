@@ -81,7 +81,11 @@ def _llama(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, phas
     for row in frame[frame["status"] == "oom"].itertuples(index=False):
         skipped[_shortage(row, catalog)] += 1
     frame = frame[frame["status"] == "ok"]
-    odd = (frame["phase"] == "prefill") & frame["model"].str.endswith("F16") & frame["gpu"].str.match("A100 SXM|L40S")
+    odd = (
+        (frame["phase"] == "prefill")
+        & frame["model"].str.endswith("F16")
+        & frame["gpu"].str.match("A100 SXM|L40S")
+    )
     frame = keep(frame, ~odd, "implausible next to its siblings, as the source's README says", skipped)
     return run_parts(
         frame, catalog, skipped, content=_llama_content, measured=lambda rows: rows["tokens_per_s"].to_numpy(float),

@@ -57,7 +57,7 @@ def scaling_time(cost: CostModel, m: FloatArray, k: FloatArray) -> FloatArray:
     return np.asarray(cost.price(Elementwise(2.0 * m * k, m * k)).time)
 
 
-QUANTISE: Mapping[str, Callable[[CostModel, FloatArray, FloatArray], FloatArray]] = {
+QUANTISE: Mapping[str, Callable[..., FloatArray]] = {
     "compute_scale": largest_time, "scale_matrix": scaling_time,
 }  # fmt: skip
 
@@ -140,18 +140,20 @@ def _elements(rows: pd.DataFrame, column: str) -> FloatArray:
     tokens, width = rows["num_tokens"].to_numpy(float), rows["n_embd"].to_numpy(float)
     cut = rows["num_tensor_parallel_workers"].to_numpy(float)
     if column == "mlp_act_median_ms":
-        return tokens * rows["n_expanded_embd"].to_numpy(float) / cut
-    if column == "attn_rope_median_ms":
+        width = rows["n_expanded_embd"].to_numpy(float) / cut
+    elif column == "attn_rope_median_ms":
         heads, kv_heads = rows["n_head"].to_numpy(float), rows["n_kv_head"].to_numpy(float)
-        return tokens * width / heads * (heads / cut + np.maximum(kv_heads / cut, 1.0))
-    return tokens * width
+        width = width / heads * (heads / cut + np.maximum(kv_heads / cut, 1.0))
+    return np.asarray(tokens * width)
 
 
 def _llmcompass(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
-    frame = keep(frame, frame["op"] != "matmul", "priced in llmcompass/kernel_measurements.csv#matmul", skipped)
+    frame = keep(
+        frame, frame["op"] != "matmul", "priced in llmcompass/kernel_measurements.csv#matmul", skipped
+    )
     frame = keep(frame, frame["gpu"].str.lower().isin(list(PLAIN)), "device is not in the catalog", skipped)
     parts = []
-    for (gpu, op), rows in frame.groupby(["gpu", "op"], sort=True):
+    for (gpu, _), rows in frame.groupby(["gpu", "op"], sort=True):
         elements = rows["dim0"].to_numpy(float) * rows["dim1"].fillna(1.0).to_numpy(float)
         seconds = elements / (rows["value"].to_numpy(float) * 1e9)
         # the smallest tensor measures the call from Python, which the others contain too
@@ -161,7 +163,11 @@ def _llmcompass(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) ->
 
         def predict(cost: CostModel, elements: FloatArray = elements[kept], call: float = call) -> FloatArray:
             work = Elementwise(2.0 * elements, 2.0 * elements)
-            return np.asarray(cost.price(work).time) + call - float(np.asarray(cost.price(Elementwise(0.0, 0.0)).time))
+            return (
+                np.asarray(cost.price(work).time)
+                + call
+                - float(np.asarray(cost.price(Elementwise(0.0, 0.0)).time))
+            )
 
         parts.append(
             Part(

@@ -41,7 +41,9 @@ def _truncated(model: Model, layers: int) -> Model:
     moe = model.moe
     if moe is not None and moe.first_dense_layers:
         moe = moe.model_copy(update={"first_dense_layers": min(SIMUMAX_DENSE_LAYERS, moe.first_dense_layers)})
-    return model.model_copy(update={"name": f"{model.name}-{layers}-layers", "num_hidden_layers": layers, "moe": moe})
+    return model.model_copy(
+        update={"name": f"{model.name}-{layers}-layers", "num_hidden_layers": layers, "moe": moe}
+    )
 
 
 def _simumax_case(catalog: Catalog, row: Any) -> Case:
@@ -121,7 +123,9 @@ def _tokens_a_gpu(rows: pd.DataFrame, cases: Sequence[Case]) -> Quantity:
 Reason = Callable[["pd.Series[Any]"], str]
 
 
-def _not_yet(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, reason: Reason) -> Sequence[Part]:
+def _not_yet(
+    frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, reason: Reason
+) -> Sequence[Part]:
     skipped.update(reason(row) for _, row in frame.iterrows())
     return ()
 

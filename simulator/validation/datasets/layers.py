@@ -118,7 +118,9 @@ def _infersim(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> S
     parts: list[Part] = []
     for gpu, rows in frame.groupby("gpu", sort=True):
         m, n, k = (rows[name].to_numpy(float) for name in ("m", "n", "k"))
-        parts += _scaled_part(rows, PLAIN[str(gpu).lower()], m, n, k, rows["latency_us"].to_numpy(float) * 1e-6)
+        parts += _scaled_part(
+            rows, PLAIN[str(gpu).lower()], m, n, k, rows["latency_us"].to_numpy(float) * 1e-6
+        )
     return parts
 
 
@@ -146,10 +148,13 @@ def _vllm_works(layer: str, t: FloatArray, d: Dimensions, tp: float) -> Sequence
     if layer in products:
         n, k = products[layer]
         return [Matmul(t, n, k)]
+
     def stream(read: Any, written: Any, product: str = "") -> list[Work]:
         # tiles of one wave are written last; of several, the product before draws its weights through the cache meanwhile
         weights = 2.0 * products[product][0] * products[product][1] if product else 0.0
-        return [Elementwise(read, written, reuse_distance=read + written + np.where(t > ONE_WAVE, weights, 0.0))]
+        return [
+            Elementwise(read, written, reuse_distance=read + written + np.where(t > ONE_WAVE, weights, 0.0))
+        ]
 
     width, rotated, wide = t * d.hidden, t * (heads + kv) * d.head_dim, t * d.intermediate / tp
     works = {
@@ -193,7 +198,9 @@ def _serving_layers(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]
         if works is None:
             skipped[f"{layer} is not modelled as one kernel"] += len(rows)
             continue
-        parts.append(_layer_part(PLAIN[str(gpu).lower()], rows, rows["time_us"].to_numpy(float) * 1e-6, works))
+        parts.append(
+            _layer_part(PLAIN[str(gpu).lower()], rows, rows["time_us"].to_numpy(float) * 1e-6, works)
+        )
     return parts
 
 
@@ -204,7 +211,7 @@ def _torch_layers(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) 
     parts = []
     for (layer, tp), rows in frame.groupby(["layer_name", "tp_size"], sort=True):
         works = _torch_works(
-            str(layer), rows["input"].to_numpy(float), MODELS["meta-llama/Llama-3.1-8B"], float(tp)
+            str(layer), rows["input"].to_numpy(float), MODELS["meta-llama/Llama-3.1-8B"], float(str(tp))
         )
         if works is None:
             skipped[f"{layer} is not modelled"] += len(rows)
@@ -215,7 +222,12 @@ def _torch_layers(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) 
 
 
 def _layer_part(
-    device: str, rows: pd.DataFrame, seconds: FloatArray, works: Sequence[Work], *, other_release: bool = False
+    device: str,
+    rows: pd.DataFrame,
+    seconds: FloatArray,
+    works: Sequence[Work],
+    *,
+    other_release: bool = False,
 ) -> Part:
     name: OperatorClass = "matmul" if isinstance(works[0], Matmul) else "elementwise"
     return Part(

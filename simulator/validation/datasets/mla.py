@@ -135,7 +135,7 @@ FITS = (
         "latent-attention",
         (
             Constant("latent_attention", "prefill_efficiency", 0.2, 1.5),
-            Constant("latent_attention", "decode_efficiency", 0.01, 1.5),
+            Constant("latent_attention", "decode_efficiency", 0.01, 0.8),
             Constant("latent_attention", "memory_efficiency", 0.3, 1.0),
             Constant("latent_attention", "narrow_efficiency", 0.1, 2.0),
             Constant("latent_attention", "module_latency", 2e-5, 1e-3),
@@ -143,10 +143,10 @@ FITS = (
         ),
         ("aiconfigurator/mla.csv#context_mla", "aiconfigurator/mla.csv#generation_mla"),
         "heads, batch",
-        choices=tuple(
-            {("latent_attention", "row_tile"): rows, ("latent_attention", "split_parts"): parts}
-            for rows in (16.0, 64.0, 128.0)
-            for parts in (4.0, 128.0)
+        # Triton's kernel takes 16 heads and 4 parts; FlashMLA and FlashAttention-3 all heads, and parts as they fit
+        choices=(
+            {("latent_attention", "row_tile"): 16.0, ("latent_attention", "split_parts"): 4.0},
+            {("latent_attention", "row_tile"): 128.0, ("latent_attention", "split_parts"): 128.0},
         ),
     ),
 )

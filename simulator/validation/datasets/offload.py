@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.specs import Catalog, MemroofError
 from simulator.validation.dataset import Part, TableDataSet, keep
-from simulator.validation.datasets.runs import UNKNOWN_DEVICE, UNKNOWN_MODEL, Content, metric, named, run_parts
+from simulator.validation.datasets.runs import (
+    UNKNOWN_DEVICE,
+    UNKNOWN_MODEL,
+    Content,
+    metric,
+    named,
+    run_parts,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +64,9 @@ def _content(row: Any) -> Content:
 
 
 def _split(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
-    cpu = frame["placement"].str.contains("expert", case=False) | frame["system"].str.contains("KTransformers|socket|llama.cpp")
+    cpu = frame["placement"].str.contains("expert", case=False) | frame["system"].str.contains(
+        "KTransformers|socket|llama.cpp"
+    )
     frame = keep(frame, ~cpu, EXPERTS, skipped)
     frame = keep(frame, ~frame["system"].str.contains("Petals"), PIPELINED, skipped)
     frame = keep(frame, frame["hardware"].isin(NODES), UNKNOWN_DEVICE, skipped)

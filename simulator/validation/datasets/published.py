@@ -63,7 +63,8 @@ def sc21_flop(rows: pd.DataFrame, layers: FloatArray, hidden: FloatArray, batch:
     """FLOP of a step with full recomputation, of all GPUs (Narayanan et al. 2021, equation 3; vocabulary of 51,200)."""
     sequence = rows["seq_len"].to_numpy(float)
     share = 1.0 + sequence / (6.0 * hidden) + 51_200.0 / (16.0 * layers * hidden)
-    return 96.0 * batch * sequence * layers * hidden**2 * share
+    work: FloatArray = 96.0 * batch * sequence * layers * hidden**2 * share
+    return work
 
 
 def _sc21_case(row: Any) -> Case:
@@ -141,7 +142,9 @@ def _korthikanti_case(row: Any, *, mode: str, sequence: int) -> Case:
     return Case("dgx-a100-80gb", eight_to_a_node(gpus), model, row.global_batch, sequence, strategy)
 
 
-def _table5(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, mode: str, sequence: str) -> Sequence[Part]:
+def _table5(
+    frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, mode: str, sequence: str
+) -> Sequence[Part]:
     def case(row: Any) -> Case:
         return _korthikanti_case(row, mode=getattr(row, mode), sequence=int(getattr(row, sequence)))
 
@@ -222,7 +225,9 @@ def _megatron_core(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str])
 
 def _single_runs(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
     frame = keep(frame, frame["verified"] == "yes", UNCHECKED, skipped)
-    frame = keep(frame, ~frame["hardware"].str.startswith("TPU"), "layouts of TPU slices: no strategy yet", skipped)
+    frame = keep(
+        frame, ~frame["hardware"].str.startswith("TPU"), "layouts of TPU slices: no strategy yet", skipped
+    )
     frame = keep(frame, ~frame["run"].str.contains("DeepSeek"), "FP8, DualPipe: no strategy yet", skipped)
     frame = keep(frame, frame["run"] == "MT-NLG 530B", LAYOUT, skipped)
 
@@ -268,7 +273,9 @@ def _bloom_case(row: Any) -> Case:
         raise MemroofError("cut models of one node whose size is that of the whole")
     heads = hidden // 128
     if heads % tensor:
-        raise MemroofError(f"heads of 128 elements do not divide over tensor-parallel ranks at hidden size {hidden}")
+        raise MemroofError(
+            f"heads of 128 elements do not divide over tensor-parallel ranks at hidden size {hidden}"
+        )
     strategy = TrainingStrategy(
         tensor_parallel=tensor, pipeline_parallel=stages, data_parallel=replicas, micro_batch=int(row.mbs),
         recompute="full", zero_stage=int(row.zero_stage), **EARLIER,
@@ -306,7 +313,8 @@ DATASETS = (
     TableDataSet(f"{FOLDER}/megatron_sc21_table1.csv", _sc21_table1),
     TableDataSet(f"{FOLDER}/megatron_sc21_table2_zero3_vs_ptdp.csv", _sc21_table2),
     TableDataSet(
-        f"{FOLDER}/reducing_activation_recomputation_table5.csv", partial(_table5, mode="mode", sequence="seq_len")
+        f"{FOLDER}/reducing_activation_recomputation_table5.csv",
+        partial(_table5, mode="mode", sequence="seq_len"),
     ),
     TableDataSet(
         "megatron-paper-2205.05198/iteration_time.csv", partial(_table5, mode="recompute", sequence="seq")

@@ -122,7 +122,8 @@ class Simulated:
     def _column(self, cost: CostModel, which: int) -> FloatArray:
         found = metrics_of(self._cases, cost)
         return np.array(
-            [self._quantity(metrics, row)[which] for metrics, row in zip(found, self._rows, strict=True)], float
+            [self._quantity(metrics, row)[which] for metrics, row in zip(found, self._rows, strict=True)],
+            float,
         )
 
 

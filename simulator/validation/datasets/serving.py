@@ -43,7 +43,7 @@ MODELS = {
     "meta-llama/Llama-3.1-70B": "llama3.1-70b", "meta-llama/Llama-3.1-8B-Instruct": "llama3.1-8b",
     "nvidia/Llama-3.1-8B-Instruct-FP8": "llama3.1-8b", "openai/gpt-oss-120b": "gpt-oss-120b",
 }  # fmt: skip
-MOST = 100
+MOST = 80
 """Rows that are simulated; of more, those whose labels hash lowest."""
 ROUNDS = 10
 """Requests of a client, as the continuous benchmark sends; its means hold the burst at the start."""
@@ -59,7 +59,9 @@ def numerics(mode: str, device: str, kv: str | None) -> dict[str, str]:
     """Return the strategy's formats for a mode of the table: products in the device's narrowest format that it names."""
     if mode in ("nvfp4", "fp4"):
         # Hopper has no 4-bit units: weights are widened to 16 bits on the way (Marlin, Triton and TensorRT-LLM kernels)
-        compute = "fp4" if device in ("b200", "b300", "gb200", "rtx-pro-6000-blackwell", "rtx-5090") else "bf16"
+        compute = (
+            "fp4" if device in ("b200", "b300", "gb200", "rtx-pro-6000-blackwell", "rtx-5090") else "bf16"
+        )
         formats = {"precision": compute, "weight_precision": "fp4"}
     elif mode in ("fp8", "fp8_block"):
         formats = {"precision": "fp8"}
@@ -71,7 +73,14 @@ def numerics(mode: str, device: str, kv: str | None) -> dict[str, str]:
 
 
 def closed_loop(
-    device: str, model: str, tensor: int, isl: Any, osl: Any, concurrency: int, formats: dict[str, str], **strategy: Any
+    device: str,
+    model: str,
+    tensor: int,
+    isl: Any,
+    osl: Any,
+    concurrency: int,
+    formats: dict[str, str],
+    **strategy: Any,
 ) -> Content:
     """Return the scenario of a benchmark client that keeps so many requests in flight.
 
@@ -119,11 +128,25 @@ def _covered(frame: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
     frame = keep(frame, frame["moe_ep_size"].fillna(1) <= 1, EXPERT_PARALLEL, skipped)
     tensor, experts = frame["tp_size"], frame["moe_tp_size"].fillna(1)
     frame = keep(
-        frame, (experts <= 1) | (experts == tensor), "attention and experts are cut over different groups", skipped
+        frame,
+        (experts <= 1) | (experts == tensor),
+        "attention and experts are cut over different groups",
+        skipped,
     )
     frame = keep(frame, frame["tp_size"] <= 8, "a replica over more than 8 GPUs", skipped)
     same = frame.duplicated(["id", "ttft_ms", "tpot_ms"]) | frame.duplicated(
-        ["model_path", "system", "backend", "isl", "osl", "tp_size", "gemm_quant_mode", "concurrency", "ttft_ms", "tpot_ms"]
+        [
+            "model_path",
+            "system",
+            "backend",
+            "isl",
+            "osl",
+            "tp_size",
+            "gemm_quant_mode",
+            "concurrency",
+            "ttft_ms",
+            "tpot_ms",
+        ]
     )
     return keep(frame, ~same, "the same point again", skipped)
 

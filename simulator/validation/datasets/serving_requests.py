@@ -83,8 +83,8 @@ def most_running(file: Path) -> Mapping[tuple[str, str], int]:
     """Return the largest batch of each run's series; none without the file."""
     if not file.is_file():
         return {}
-    series = read_table(file).groupby(["gpu", "model"])["running"].max()
-    return {(str(gpu), str(model)): int(value) for (gpu, model), value in series.items()}
+    series = read_table(file).groupby(["gpu", "model"], as_index=False)["running"].max()
+    return {(str(row.gpu), str(row.model)): int(row.running) for row in series.itertuples(index=False)}
 
 
 def replayed(rows: pd.DataFrame, run: Any, running: int) -> Content:
@@ -115,7 +115,9 @@ def replayed(rows: pd.DataFrame, run: Any, running: int) -> Content:
 
 def measured(rows: pd.DataFrame) -> dict[str, float]:
     """Percentiles of times to first and per output token, and first arrival to last token [s]."""
-    arrival, first, last = (rows[name].to_numpy(float) for name in ("arrival_time", "first_token_ts", "last_token_ts"))
+    arrival, first, last = (
+        rows[name].to_numpy(float) for name in ("arrival_time", "first_token_ts", "last_token_ts")
+    )
     outputs = rows["output_toks"].to_numpy(float)
     several = outputs > 1
     gaps: FloatArray = (last - first)[several] / (outputs[several] - 1.0)

@@ -31,7 +31,7 @@ from simulator.validation.datasets.serving import closed_loop, numerics
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST = 60
+MOST = 40
 """Rows of a table that are simulated; of more, those whose labels hash lowest."""
 
 # --- TensorRT-LLM ----------------------------------------------------------------------------------------------------
@@ -52,7 +52,10 @@ TOKENS = 3_000_000
 
 def tensor_degree(parallelism: str) -> int:
     """Read ``TP8`` or ``TP4,PP1``; raises :class:`MemroofError` where it says more than tensor parallelism."""
-    parts = {part.rstrip("0123456789"): int(part.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")) for part in parallelism.split(",")}
+    parts = {
+        part.rstrip("0123456789"): int(part.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+        for part in parallelism.split(",")
+    }
     if "DEP" in parts:
         raise MemroofError(DATA_PARALLEL)
     if parts.get("PP", 1) > 1:
@@ -78,10 +81,17 @@ def _tensorrt_content(row: Any) -> Content:
 
 def _tensorrt(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
     frame = keep(frame, ~frame["parallelism"].str.contains("DEP"), DATA_PARALLEL, skipped)
-    frame = keep(frame, frame["gpu"] != "RTXPRO6000", "labels of the layout were carried over from a header", skipped)
-    same = frame.groupby(["model", "gpu", "precision", "parallelism", "isl", "osl"])["output_tokens_per_s_total"]
     frame = keep(
-        frame, frame["output_tokens_per_s_total"] < 2.0 * same.transform("min"), "a node's total under one GPU's label", skipped
+        frame, frame["gpu"] != "RTXPRO6000", "labels of the layout were carried over from a header", skipped
+    )
+    same = frame.groupby(["model", "gpu", "precision", "parallelism", "isl", "osl"])[
+        "output_tokens_per_s_total"
+    ]
+    frame = keep(
+        frame,
+        frame["output_tokens_per_s_total"] < 2.0 * same.transform("min"),
+        "a node's total under one GPU's label",
+        skipped,
     )
     frame = thin(frame, ("model", "gpu", "parallelism", "isl", "osl"), MOST, skipped)
     return run_parts(
@@ -99,10 +109,15 @@ MLPERF_GPUS = {
     "NVIDIA B200-SXM-180GB": "b200", "AMD Instinct MI300X-NPS1-SPX-192GB-750W": "mi300x",
     "AMD MI300X-NPS1-SPX-192GB-750W": "mi300x", "NVIDIA GeForce RTX 4090": "rtx-4090",
 }  # fmt: skip
-MLPERF_MODELS = {"llama2-70b-99": "llama2-70b", "llama2-70b-99.9": "llama2-70b", "mixtral-8x7b": "mixtral-8x7b"}
+MLPERF_MODELS = {
+    "llama2-70b-99": "llama2-70b",
+    "llama2-70b-99.9": "llama2-70b",
+    "mixtral-8x7b": "mixtral-8x7b",
+}
+BUS = ("l40s", "rtx-4090", "h100-pcie")
 PROMPT = {"mean": 294, "sigma": 0.5, "maximum": 1024}
 """OpenOrca prompts of MLPerf, which end at 1,024 tokens: as long as its answers on average (assumed)."""
-SAMPLES = 5000
+SAMPLES = 3000
 """Requests of an offline run: MLPerf's 24,576 are more rounds of the same."""
 ROOM = 20e9
 """Bytes of cache a GPU for which the smallest tensor-parallel degree is taken: hundreds of sequences of these models."""
@@ -118,6 +133,8 @@ def _mlperf_content(row: Any, catalog: Catalog) -> Content:
     for tensor in (1, 2, 4, 8):
         if gpus % tensor:
             continue
+        if tensor > 1 and device in BUS:
+            raise MemroofError("a model over GPUs without NVLink, likely as a pipeline")
         content = {
             "kind": "serving", "hardware": {"device": device, "count": tensor}, "model": model,
             "workload": {
@@ -146,7 +163,12 @@ def _cache_bytes(case: Case) -> float:
 
 
 def _mlperf(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
-    frame = keep(frame, frame["scenario"] == "Offline", "server scenario: the rate is the figure, not an input", skipped)
+    frame = keep(
+        frame,
+        frame["scenario"] == "Offline",
+        "server scenario: the rate is the figure, not an input",
+        skipped,
+    )
     frame = keep(frame, frame["division"] == "closed", "open division: another model or rule", skipped)
     frame = keep(frame, frame["result_valid"] == "VALID", "not a valid result", skipped)
     frame = keep(frame, frame["benchmark"].isin(MLPERF_MODELS), UNKNOWN_MODEL, skipped)
@@ -171,13 +193,19 @@ def _blog_content(row: Any) -> Content:
     """Means are given: lengths are taken to lie within a fifth of them."""
     model = named(BLOG_MODELS, row.model, UNKNOWN_MODEL)
     cache = named(BLOG_CACHES, row.config, "caches of different formats in one model")
-    formats = {"kv_precision": cache} | (numerics("fp4", "h100-sxm", cache) if model.startswith("gpt-oss") else {})
-    prompt, output = ({"uniform": [round(0.8 * mean), round(1.2 * mean)]} for mean in (row.isl_mean, row.osl_mean))
+    formats = {"kv_precision": cache} | (
+        numerics("fp4", "h100-sxm", cache) if model.startswith("gpt-oss") else {}
+    )
+    prompt, output = (
+        {"uniform": [round(0.8 * mean), round(1.2 * mean)]} for mean in (row.isl_mean, row.osl_mean)
+    )
     content = closed_loop("h100-sxm", model, 1, prompt, output, int(row.concurrency), formats)
     return {**content, "workload": {**content["workload"], "requests": int(row.n_requests)}}
 
 
-def _blog(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, column: str, unit: float, quantity: str) -> Sequence[Part]:
+def _blog(
+    frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, column: str, unit: float, quantity: str
+) -> Sequence[Part]:
     return run_parts(
         frame, catalog, skipped, content=_blog_content, measured=lambda rows: rows[column].to_numpy(float) * unit,
         quantity=metric(quantity), groups=("model",),
@@ -213,7 +241,13 @@ def _prefill(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Se
         return np.asarray(rows["prefill_tokens_per_gpu_s"].to_numpy(float))
 
     return run_parts(
-        frame, catalog, skipped, content=_prefill_content, measured=rates, quantity=quantity, groups=("model",)
+        frame,
+        catalog,
+        skipped,
+        content=_prefill_content,
+        measured=rates,
+        quantity=quantity,
+        groups=("model",),
     )
 
 
@@ -227,13 +261,16 @@ DATASETS = (
     TableDataSet("tensorrt-llm/throughput.csv", _tensorrt),
     TableDataSet("mlperf-inference-v4.1/llm_results.csv#offline", _mlperf),
     TableDataSet(
-        f"{_BLOG}#ttft", partial(_blog, column="median_ttft_ms", unit=1e-3, quantity="time_to_first_token_p50")
+        f"{_BLOG}#ttft",
+        partial(_blog, column="median_ttft_ms", unit=1e-3, quantity="time_to_first_token_p50"),
     ),
     TableDataSet(
-        f"{_BLOG}#tpot", partial(_blog, column="median_itl_ms", unit=1e-3, quantity="time_per_output_token_p50")
+        f"{_BLOG}#tpot",
+        partial(_blog, column="median_itl_ms", unit=1e-3, quantity="time_per_output_token_p50"),
     ),
     TableDataSet(
-        f"{_BLOG}#throughput", partial(_blog, column="output_tokens_per_s", unit=1.0, quantity="output_throughput")
+        f"{_BLOG}#throughput",
+        partial(_blog, column="output_tokens_per_s", unit=1.0, quantity="output_throughput"),
     ),
     TableDataSet("infersim/end_to_end_tgs.csv#prefill", _prefill),
     TableDataSet("infersim/end_to_end_tgs.csv#decode", _decode),

@@ -68,7 +68,9 @@ class Case:
             }
         )  # fmt: skip
         scenario = scenario.model_copy(update={"strategy": self.strategy})
-        return Setup(scenario, self.model, hardware, cost_model(hardware, catalog.calibration(hardware.device)))
+        return Setup(
+            scenario, self.model, hardware, cost_model(hardware, catalog.calibration(hardware.device))
+        )
 
     def _hardware(self, catalog: Catalog) -> Hardware:
         found = catalog.hardware(HardwareChoice(node=self.node, nodes=self.nodes))
@@ -106,7 +108,9 @@ def rate(work: FloatArray) -> Quantity:
 class Simulated:
     """Predictions of rows that share cases; each distinct case is simulated once for each set of constants."""
 
-    def __init__(self, cases: Sequence[Case], setups: Mapping[Case, Setup], quantity: Quantity, *, certain: bool) -> None:
+    def __init__(
+        self, cases: Sequence[Case], setups: Mapping[Case, Setup], quantity: Quantity, *, certain: bool
+    ) -> None:
         self._cases, self._quantity, self._certain = cases, quantity, certain
         self._setups = {case: setups[case] for case in cases}
         self._last: tuple[Any, dict[Case, Outcome]] | None = None
@@ -194,7 +198,9 @@ def step_parts(
 
 
 @lru_cache(maxsize=512)
-def gpt(hidden: int, layers: int, heads: int, *, sequence: int, vocabulary: int = 51_200, tied: bool = True) -> Model:
+def gpt(
+    hidden: int, layers: int, heads: int, *, sequence: int, vocabulary: int = 51_200, tied: bool = True
+) -> Model:
     """Return a GPT of Megatron-LM by its dimensions.
 
     Learned positions, layer norms and biases, an MLP of four times the width, dropout; the vocabulary is GPT-2's,

@@ -93,7 +93,12 @@ def test_block_scaled_products_wait_for_each_block_of_k():
     # 8 blocks of 128 elements at 1280 steps each
     assert steps(64, 64, 1024, **given) == pytest.approx(8 * 1280)
     # promotion: every element of the tile once in 128 steps, at 64 x 64 elements in 128 steps' time
-    promoted = {"promotion_rate": 64 * 64 / (128 * step), "splits": False, "step_latency": 1e-30, "tile": (64.0, 64.0)}
+    promoted = {
+        "promotion_rate": 64 * 64 / (128 * step),
+        "splits": False,
+        "step_latency": 1e-30,
+        "tile": (64.0, 64.0),
+    }
     assert steps(64 * 108, 64, 1024, **promoted) == pytest.approx(2048)
     assert steps(64 * 108, 64, 1024, promotions=3.0, **promoted) == pytest.approx(4096)
 
@@ -106,7 +111,9 @@ def test_operands_that_fit_stream_from_the_cache():
     assert warm.memory == pytest.approx(cold.memory / 4, rel=1e-3)
     assert thrashed.memory == cold.memory
     # at the capacity the step is rounded: half hits
-    assert matmul_time(1, 4096, 1024, reuse_distance=40e6, **given).memory == pytest.approx(cold.memory * 0.625, rel=1e-3)
+    assert matmul_time(1, 4096, 1024, reuse_distance=40e6, **given).memory == pytest.approx(
+        cold.memory * 0.625, rel=1e-3
+    )
 
 
 def test_matrix_vector_product_streams_its_weights():

@@ -120,9 +120,8 @@ def test_bound_of_an_array(a100):
 def test_grouped_products_are_slower(a100):
     plain = a100.price(Matmul(4096, 4096, 4096, 8))
     grouped = a100.price(Matmul(4096, 4096, 4096, 8, grouped=True))
-    # the loop is; the epilogue is not
-    slower = plain.compute / a100.calibration.matmul.grouped_efficiency
-    assert 0.9 * slower < grouped.compute < slower
+    assert plain.time < grouped.time < 2.0 * plain.time
+    assert (plain.operator_class, grouped.operator_class) == ("matmul", "grouped-matmul")
 
 
 def test_backward_attention_is_2_5_products_at_its_own_efficiency(a100):

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.graph import Attention, Collective, Matmul, Numerics, Partition, Shape, active_experts, build
+from simulator.graph import (
+    Attention,
+    Collective,
+    Elementwise,
+    Matmul,
+    Numerics,
+    Partition,
+    Shape,
+    active_experts,
+    build,
+)
 from simulator.specs import MixtureOfExperts, Model
 
 
@@ -180,3 +190,30 @@ def test_storage_formats() -> None:
     assert Numerics.of("fp8").weight_bytes == 1
     assert Numerics.of("fp16", "int4", "fp8") == Numerics("fp16", 2.0, 0.5, 1.0)
     assert Numerics.of("fp32").activation_bytes == 4
+
+
+def test_separate_loss_kernels_by_hand() -> None:
+    # Megatron-LM's vocab_parallel_cross_entropy: 38 bytes a logit forward with the conversion, 14 backward; the product writes
+    # 2 bytes instead of 4
+    model = make(gated_mlp=False)
+    heads = {fused: build(model, Shape(2, 128), fused_loss=fused).head for fused in (True, False)}
+    elements = 2 * 128 * model.vocab_size
+    loss = {fused: next(op for op in head.operators if op.name == "loss") for fused, head in heads.items()}
+    assert [loss[True].forward[0].bytes, loss[True].input_gradient[0].bytes] == [12 * elements, 8 * elements]
+    assert [loss[False].forward[0].bytes, loss[False].input_gradient[0].bytes] == [38 * elements, 14 * elements]
+    product = next(op for op in heads[False].operators if op.name == "logits").forward[-1]
+    assert product.out_bytes == 2.0
+
+
+def test_gradients_added_by_their_own_kernels() -> None:
+    # fused: the product reads and writes the fp32 sum; else it writes 16 bits, and a kernel reads 2 + 4 and writes 4 bytes
+    model = make(gated_mlp=False)
+    found = {}
+    for fused in (True, False):
+        block = build(model, Shape(1, 128), numerics=Numerics(fused_accumulation=fused)).blocks[0]
+        found[fused] = next(op for op in block.operators if op.name == "mlp.up").weight_gradient
+    hidden = model.hidden_size
+    assert [work.out_bytes for work in found[True] if isinstance(work, Matmul)] == [8.0]
+    assert [work.out_bytes for work in found[False] if isinstance(work, Matmul)] == [2.0]
+    added = [work for work in found[False] if isinstance(work, Elementwise) and work.written]
+    assert added[0].bytes == 10 * hidden * model.intermediate_size

@@ -276,7 +276,13 @@ def test_shipped_scenarios_fit_and_are_not_saturated(name):
 
 # --- closed loops, engines that schedule ahead, what is between client and engine ---
 
-LOOP = {"arrival": "closed", "concurrency": 8, "requests": 160, "prompt": {"uniform": [100, 300]}, "output": {"uniform": [20, 40]}}
+LOOP = {
+    "arrival": "closed",
+    "concurrency": 8,
+    "requests": 160,
+    "prompt": {"uniform": [100, 300]},
+    "output": {"uniform": [20, 40]},
+}
 
 
 def test_a_closed_loop_keeps_its_clients_busy():
@@ -313,7 +319,11 @@ def test_scheduling_ahead_hides_the_host_and_delays_a_request():
 def test_the_way_from_and_to_the_client_adds_to_latencies():
     near = simulate(make_setup()).metrics
     far = simulate(make_setup(frontend_latency="10 ms")).metrics
-    for key, more in (("time_to_first_token_p50", 0.01), ("end_to_end_p90", 0.01), ("time_per_output_token_p50", 0.0)):
+    for key, more in (
+        ("time_to_first_token_p50", 0.01),
+        ("end_to_end_p90", 0.01),
+        ("time_per_output_token_p50", 0.0),
+    ):
         assert far[key].value == pytest.approx(near[key].value + more, rel=1e-9)
 
 
@@ -338,7 +348,12 @@ def test_a_mean_of_bits_counts_for_the_whole_model():
 
 
 @pytest.mark.parametrize(
-    "workload", [{**LOOP, "concurrency": None}, {**LOOP, "arrival": "offline"}, {"rate": "1/s", "think_time": "1 s", "prompt": 1, "output": 1}]
+    "workload",
+    [
+        {**LOOP, "concurrency": None},
+        {**LOOP, "arrival": "offline"},
+        {"rate": "1/s", "think_time": "1 s", "prompt": 1, "output": 1},
+    ],
 )
 def test_what_belongs_to_a_closed_loop_is_checked(workload):
     with pytest.raises(ValueError, match=r"'concurrency'|'think_time'"):

@@ -1,12 +1,14 @@
 """Iteration times against the same graph priced operator by operator."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from serving_cases import LLAMA_8B, LLAMA_70B, make_setup, small
 
-from simulator.graph import Attention, Collective, Numerics, Partition, Shape, build
-from simulator.serving import StepPricer
-from simulator.serving.step_time import FLOPS, TRAFFIC
+from simulator.graph import Attention, Collective, Matmul, Numerics, Partition, Shape, build
+from simulator.serving import StepPricer, make_plan
+from simulator.serving.step_time import FLOPS, TRAFFIC, _quantised
 from simulator.specs import OPERATOR_CLASSES
 
 HOST = 1e-3
@@ -158,3 +160,19 @@ def test_one_attention_kind_for_each_window():
     prices, _, _ = pricer(WINDOWED)
     assert sorted(prices._decode_attention.values()) == [2, 2]
     assert all(isinstance(work, Attention) and work.decode for work in prices._decode_attention)
+
+
+def test_inputs_of_narrow_products_are_quantised_first():
+    product = Matmul(64, 4096, 1024, 2, "fp8", 2.0, 1.0, 2.0)
+    quantise, narrow = _quantised(product)
+    # 64 rows of 1,024 elements twice: 16 bits in, 8 bits out
+    assert (quantise.read, quantise.written) == (262144.0, 131072.0)
+    assert narrow.left_bytes == 1.0
+    wide = replace(product, format="bf16")
+    assert _quantised(wide) == (wide,)
+
+
+def test_scales_of_four_bit_weights_are_stored():
+    plan = make_plan(make_setup(weight_precision="int4"))
+    layers = 8.03e9 - 2 * 128256 * 4096
+    assert plan.resident["weights"] == pytest.approx(layers * (0.5 + 2.5 / 128) + 2 * 128256 * 4096 * 2.0, rel=2e-3)

@@ -199,16 +199,21 @@ def test_models_from_a_path(tmp_path: Path) -> None:
 
 
 def test_fitted_constants_lie_over_the_class(tmp_path: Path) -> None:
+    """A device's own file over its architecture's over its kind's, key by key."""
     (tmp_path / "hardware_specs" / "calibration").mkdir(parents=True)
     (tmp_path / "hardware_specs" / "calibration" / "hopper.yaml").write_text(
         "kind: calibration\nname: hopper\nsource: made up\nmatmul: {peak_efficiency: 0.77}\nerror: {matmul: 0.03}\n"
     )
     catalog = Catalog([tmp_path], environment={})
-    hopper, ampere = (catalog.calibration(catalog.processor(name)) for name in ("h100-sxm", "a100-80gb-sxm"))
-    assert (hopper.matmul.peak_efficiency, hopper.error["matmul"]) == (0.77, 0.03)
-    assert hopper.attention == ampere.attention
-    assert hopper.name == "hopper"
-    assert hopper.source.startswith("made up; ")
+    pcie, sxm, volta = (catalog.calibration(catalog.processor(n)) for n in ("h100-pcie", "h100-sxm", "v100-32gb-sxm"))
+    assert (pcie.matmul.peak_efficiency, pcie.error["matmul"]) == (0.77, 0.03)
+    assert pcie.attention == volta.attention
+    assert pcie.name == "hopper"
+    assert pcie.source.startswith("made up; ")
+    assert sxm.name == "h100-sxm"
+    assert sxm.matmul.peak_efficiency != 0.77
+    assert "matmul" in sxm.fits
+    assert volta.name == "gpu"
 
 
 def test_a_kind_without_constants_is_named(tmp_path: Path) -> None:

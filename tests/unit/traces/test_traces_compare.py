@@ -221,7 +221,11 @@ def test_a_benchmark_against_a_serving_scenario(serving: Make, training: Make, d
     )
     assert comparison.notes == ()
     two = compare(read_trace(data / "sglang.jsonl"), setup)
-    assert two.notes == ("concurrency 16: prompts of 2,048 tokens on average; the scenario has 512",)
+    assert two.notes == (
+        "4.0 requests/s: 4 requests/s; the scenario has 2 requests/s",
+        "concurrency 16: requests come without a rate; the scenario has 2 requests/s",
+        "concurrency 16: prompts of 2,048 tokens on average; the scenario has 512",
+    )
     assert len({figure.label.partition(":")[0] for figure in two.figures}) == 2
     with pytest.raises(MemroofError, match="compared with a serving scenario"):
         compare(read_trace(data / "vllm_serve.json"), training())

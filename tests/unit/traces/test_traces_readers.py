@@ -8,8 +8,11 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from random import Random
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from simulator.specs import MemroofError
 from simulator.traces import FORMATS, detect, read_trace
@@ -219,6 +222,22 @@ BROKEN = {
 }  # fmt: skip
 
 
+@given(name=st.sampled_from([*FILES]), random=st.randoms(use_true_random=False))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damage_of_any_kind_is_read_or_told(name: str, random: Random, data: Path, tmp_path: Path) -> None:
+    content = bytearray((data / name).read_bytes())
+    for _ in range(random.randint(1, 4)):
+        at = random.randrange(len(content))
+        end = at + random.choice((0, 1, 1, 5, len(content)))
+        content[at:end] = random.choice(
+            (b"", b"x", b"9", b'"', b",", b"null", b"-1", b"1e999", b"\xff", b"\n", b"{")
+        )
+    try:
+        read_trace(_file(tmp_path, bytes(content)), random.choice((None, FILES[name])))
+    except MemroofError as error:
+        assert "\n" not in str(error)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_gives_one_line_with_its_place(name: str, tmp_path: Path) -> None:
     content, line, message = BROKEN[name]
@@ -274,13 +293,13 @@ def test_a_large_trace_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(read_trace(file).kernels) == 500
 
 
-def test_ten_megabytes_take_less_than_a_second(tmp_path: Path) -> None:
+def test_ten_megabytes_take_a_second_of_cpu_time_or_so(tmp_path: Path) -> None:
     file = tmp_path / "big.json"
     event = EVENT.replace("gemm", "ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_64x3_tn" * 3)
     file.write_text('{"traceEvents": [' + ",\n".join([event] * (10_000_000 // len(event))) + "]}")
-    start = time.perf_counter()
+    start = time.process_time()
     read_trace(file)
-    assert time.perf_counter() - start < 3.0  # ten times that for 100 MB, on a slow machine
+    assert time.process_time() - start < 3.0
 
 
 def _file(folder: Path, content: str | bytes) -> Path:

@@ -14,7 +14,11 @@ from simulator.validation.datasets.runs import TOO_LARGE, Case, metric, named, r
 
 CATALOG = Catalog(environment={})
 ROWS = pd.DataFrame(
-    {"model": ["qwen3-0.6b", "qwen3-0.6b", "llama3.1-70b", "no-such-model"], "batch": [1, 2, 1, 1], "line": [2, 3, 4, 5]}
+    {
+        "model": ["qwen3-0.6b", "qwen3-0.6b", "llama3.1-70b", "no-such-model"],
+        "batch": [1, 2, 1, 1],
+        "line": [2, 3, 4, 5],
+    }
 )
 
 
@@ -107,7 +111,9 @@ def test_points_are_closed_loops_in_seconds(tmp_path):
     assert part.measured.tolist() == [0.005, 0.0055]
     assert ttft.parts[0].measured.tolist() == [0.02, 0.021]
     assert sum(tpot.skipped.values()) == 7
-    assert {runs.DISAGGREGATED, runs.DATA_PARALLEL, runs.EXPERT_PARALLEL, runs.UNKNOWN_MODEL} < set(tpot.skipped)
+    assert {runs.DISAGGREGATED, runs.DATA_PARALLEL, runs.EXPERT_PARALLEL, runs.UNKNOWN_MODEL} < set(
+        tpot.skipped
+    )
     cost = constants_for(CATALOG, part.device)
     assert (part.predict(cost) < ttft.parts[0].predict(cost)).all()
 
@@ -120,7 +126,13 @@ def test_origins_differ_in_what_they_do_not_state():
     assert public["workload"]["prompt"] == {"uniform": [52, 64]}
     assert public["strategy"]["kv_precision"] == "fp8"
     # 8 clients of two replicas of 4
-    assert other["workload"] == {"arrival": "closed", "concurrency": 4, "requests": 40, "prompt": 64, "output": 16}
+    assert other["workload"] == {
+        "arrival": "closed",
+        "concurrency": 4,
+        "requests": 40,
+        "prompt": 64,
+        "output": 16,
+    }
     assert other["strategy"]["all_reduce"] == "push"
     assert other["strategy"]["max_batched_tokens"] == 68
 
@@ -165,7 +177,9 @@ def test_a_run_is_a_row_of_percentiles(tmp_path):
     found = {data.name.partition("#")[2]: data.load(file, CATALOG) for data in serving_requests.DATASETS[:-1]}
     measured = {name: float(loaded.parts[0].measured[0]) for name, loaded in found.items()}
     # times to first token 0.05, 0.1 and 0.1 s; gaps of 20 ms for 10 and 20 further tokens; one token has none
-    assert measured == pytest.approx({"ttft_p50": 0.1, "ttft_p90": 0.1, "tpot_p50": 0.02, "tpot_p90": 0.02, "makespan": 0.6})
+    assert measured == pytest.approx(
+        {"ttft_p50": 0.1, "ttft_p90": 0.1, "tpot_p50": 0.02, "tpot_p90": 0.02, "makespan": 0.6}
+    )
     assert found["makespan"].skipped == {"no settings of the run in vllm_runs.csv": 1}
     cost = constants_for(CATALOG, "rtx-4090")
     assert 0.3 < float(found["makespan"].parts[0].predict(cost)[0]) < 1.2
@@ -174,7 +188,11 @@ def test_a_run_is_a_row_of_percentiles(tmp_path):
 def test_a_series_may_show_a_larger_limit_than_the_settings(tmp_path):
     from simulator.validation.datasets import serving_requests
 
-    series = write(tmp_path, "vllm_timeseries.csv", "gpu,model,t,running\nRTX4090,Llama-3.1-8B,1,5\nRTX4090,Llama-3.1-8B,2,9\n")
+    series = write(
+        tmp_path,
+        "vllm_timeseries.csv",
+        "gpu,model,t,running\nRTX4090,Llama-3.1-8B,1,5\nRTX4090,Llama-3.1-8B,2,9\n",
+    )
     assert serving_requests.most_running(series) == {("RTX4090", "Llama-3.1-8B"): 9}
     assert serving_requests.most_running(tmp_path / "none.csv") == {}
     frame = pd.read_csv(pd.io.common.StringIO(REQUESTS))
@@ -186,7 +204,9 @@ def test_a_series_may_show_a_larger_limit_than_the_settings(tmp_path):
 def test_blocks_of_the_cache_are_tokens(tmp_path):
     from simulator.validation.datasets import serving_requests
 
-    loaded = serving_requests.DATASETS[-1].load(write(tmp_path, "r.csv", SETTINGS.replace(",2,2048", ",256,2048")), CATALOG)
+    loaded = serving_requests.DATASETS[-1].load(
+        write(tmp_path, "r.csv", SETTINGS.replace(",2,2048", ",256,2048")), CATALOG
+    )
     (part,) = loaded.parts
     assert part.measured.tolist() == [41408.0]
     assert part.predict(constants_for(CATALOG, part.device)) == pytest.approx(41408.0, rel=0.03)
@@ -254,7 +274,12 @@ def test_offline_results_count_for_a_gpu_on_the_fewest_that_hold_the_model(tmp_p
     # 70 GB of weights leave no room on one H100, and plenty on one H200
     row = next(pd.read_csv(file).itertuples(index=False))
     assert module._mlperf_content(row, CATALOG)["strategy"]["tensor_parallel"] == 2
-    assert module._mlperf_content(row._replace(accelerator="NVIDIA H200-SXM-141GB"), CATALOG)["hardware"]["count"] == 1
+    assert (
+        module._mlperf_content(row._replace(accelerator="NVIDIA H200-SXM-141GB"), CATALOG)["hardware"][
+            "count"
+        ]
+        == 1
+    )
     assert loaded.skipped[TOO_LARGE] == 1
 
 
@@ -262,7 +287,9 @@ def test_batch_and_context_must_be_stated(tmp_path):
     from simulator.validation.datasets import serving_throughput as module
 
     file = tmp_path / "e.csv"
-    file.write_text("model,gpu,prefill_tokens_per_gpu_s,decode_tokens_per_gpu_s\nQwen3-8B-FP8,H20,15000,2600\nDeepSeek-V3,H800,7000,2000\n")
+    file.write_text(
+        "model,gpu,prefill_tokens_per_gpu_s,decode_tokens_per_gpu_s\nQwen3-8B-FP8,H20,15000,2600\nDeepSeek-V3,H800,7000,2000\n"
+    )
     prefill, decode = (data.load(file, CATALOG) for data in module.DATASETS[-2:])
     assert prefill.parts[0].measured.tolist() == [15000.0]
     assert prefill.skipped == {runs.DATA_PARALLEL: 1}
@@ -336,7 +363,12 @@ def test_desktop_systems_are_known_by_their_gpu(tmp_path):
     loaded = decode.DATASETS[2].load(file, CATALOG)
     (part,) = loaded.parts
     assert part.rows.tolist() == [2, 3, 4]
-    assert loaded.skipped == {runs.UNKNOWN_DEVICE: 1, runs.UNKNOWN_MODEL: 2, decode.ON_CPU: 1, "layers on GPU and CPU: no strategy yet": 1}
+    assert loaded.skipped == {
+        runs.UNKNOWN_DEVICE: 1,
+        runs.UNKNOWN_MODEL: 2,
+        decode.ON_CPU: 1,
+        "layers on GPU and CPU: no strategy yet": 1,
+    }
 
 
 T4 = "NVIDIA T4 16GB, GCP, 208GB DRAM, 1.5TB SSD"
@@ -366,5 +398,10 @@ def test_offloaded_generation_is_placed_as_its_system_does(tmp_path):
     assert flexgen["workload"] == {"prompt": 512, "output": 4, "batch": 48, "batches": 3}
     assert flexgen["strategy"]["attention"] == "cpu"
     assert accelerate["strategy"]["weights"] == "gpu"
-    assert deepspeed["strategy"] == {"precision": "fp16", "fused_attention": False, "weights": "dram", "prefetch": 1}
+    assert deepspeed["strategy"] == {
+        "precision": "fp16",
+        "fused_attention": False,
+        "weights": "dram",
+        "prefetch": 1,
+    }
     assert np.isfinite(part.predict(constants_for(CATALOG, "t4"))).all()
