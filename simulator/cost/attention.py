@@ -158,7 +158,7 @@ def decode_attention_time(
     groups = larger(batch * kv_heads * ceil(rows / row_tile), 1.0)
     limit = (grouped * split_sequences + (1.0 - grouped) * ungrouped_sequences) / larger(batch, 1.0)
     longest = smaller(ceil(keys / split_keys), split_parts)
-    parts = larger(floor(smaller(smaller(longest, fill * units / groups), limit) + 0.5), 1.0)
+    parts = larger(floor(smaller(smaller(longest, fill * units / groups), limit)), 1.0)
     split = parts > 1.0
     padded = ceil(keys / parts / key_tile) * key_tile
     padded_rows = smaller(ceil(rows / MASKED_ROWS) * MASKED_ROWS, row_tile)

@@ -17,7 +17,6 @@ NODES = 8
 """Quantiles that stand for a distribution of loads."""
 REACH_SHARE = 0.8
 """Share of the tokens that the largest of the unscaled loads of a power law may be; the smallest is one token."""
-# P. B. Acklam's rational approximation of the normal quantile would be exact to 1e-9; Hastings's needs four constants
 _HASTINGS = (2.30753, 0.27061, 0.99229, 0.04481)
 
 

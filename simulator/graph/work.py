@@ -100,7 +100,8 @@ class Attention:
     @property
     def latent(self) -> bool:
         """Whether keys are longer than values: multi-head latent attention, with kernels of its own."""
-        return bool(np.any(np.asarray(self.qk_dim) != np.asarray(self.v_dim)))
+        different = self.qk_dim != self.v_dim
+        return different if isinstance(different, bool) else bool(np.any(different))
 
     @property
     def pairs(self) -> Numeric:

@@ -211,7 +211,7 @@ class StepPricer:
             for operator in block.operators:
                 if (operator.name in self._shared) == shared:
                     works = (work for work in operator.forward if not isinstance(work, Attention))
-                    yield from ((part, count) for work in works for part in _quantised(work))
+                    yield from ((_narrowed(work), count) for work in works)
 
     def _head(self, sequences: Floats) -> Iterable[tuple[Work, int]]:
         """Norm and logits of the sequences that sample, the gather of the logits, and softmax with sampling."""
@@ -240,15 +240,14 @@ class StepPricer:
         return table
 
 
-def _quantised(work: Work) -> tuple[Work, ...]:
-    """Precede a product in 8 or 4 bits by the kernel that quantises its input, and read that instead."""
-    if not isinstance(work, Matmul) or work.format not in ACTIVATION_BYTES:
-        return (work,)
-    width = ACTIVATION_BYTES[work.format]
-    rows = work.m * work.count
-    elements = rows * work.k
-    quantise = Elementwise(2.0 * elements, width * elements, scalar=elements, rows=rows, chained=True)
-    return quantise, replace(work, left_bytes=width)
+def _narrowed(work: Work) -> Work:
+    """Read the input of a product in 8 or 4 bits as it is quantised by the norm, activation or attention before it.
+
+    Engines fuse the quantisation into these kernels (vLLM's and TensorRT-LLM's fusion passes).
+    """
+    if isinstance(work, Matmul) and work.format in ACTIVATION_BYTES:
+        return replace(work, left_bytes=ACTIVATION_BYTES[work.format])
+    return work
 
 
 class _Table:

@@ -34,8 +34,6 @@ FORMATS: Mapping[str, tuple[str, float, float, float]] = {
 """Format of the product, bytes of activations and weights (a scale of 16 bits for 128 weights of 4 bits), scales of blocks."""
 KERNELS = ("vllm_fused_moe", "vllm_marlin_moe", "moe_torch_flow_cutlass", "moe_torch_flow_nongated")
 SKEWS: Mapping[str, float] = {"balanced": 0.0, "power_law_1.01": 1.01, "power_law_1.2": 1.2}
-CHUNK = 16384.0
-"""Tokens that vLLM hands to the kernel at once."""
 SUM_KERNELS = 4.0
 """Experts a token up to which vLLM has a sum of its own; beyond them PyTorch's generic one."""
 LOW_TILE = 64.0

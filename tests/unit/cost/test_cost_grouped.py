@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulator.cost import CostModel
 from simulator.cost.grouped import GroupedKernel, grouped_time
@@ -35,7 +37,9 @@ def test_each_step_pays_its_latency_and_more_out_of_cache() -> None:
     assert grouped_time(EVEN, kernel, cache=1.0, **DEVICE).compute - plain == pytest.approx(3840 * 1e-7)
     # copies of a token are one row in memory: 64 of them fit where single rows would not
     shared = replace(EVEN, sharing=64.0)
-    assert grouped_time(shared, kernel, cache=1e6, **DEVICE).compute - plain == pytest.approx(1280e-7, rel=0.01)
+    assert grouped_time(shared, kernel, cache=1e6, **DEVICE).compute - plain == pytest.approx(
+        1280e-7, rel=0.01
+    )
     assert grouped_time(EVEN, kernel, cache=1e6, **DEVICE).compute - plain == pytest.approx(3840e-7, rel=0.01)
 
 
@@ -115,3 +119,18 @@ def test_routing_is_a_latency_a_sort_and_a_sum() -> None:
     priced = cost.price(route)
     assert (priced.operator_class, priced.time) == ("grouped-matmul", pytest.approx(expected))
     assert (route.flops, route.bytes) == (0.0, 8e4 + 2e6)
+
+
+@given(
+    m=st.floats(1.0, 1e4), n=st.sampled_from([192.0, 4096.0]), k=st.sampled_from([768.0, 7168.0]),
+    count=st.floats(1.0, 256.0), skew=st.sampled_from([0.0, 1.01, 1.5]), factor=st.floats(1.0, 10.0),
+)  # fmt: skip
+def test_faster_devices_are_never_slower(
+    m: float, n: float, k: float, count: float, skew: float, factor: float
+) -> None:
+    work = Matmul(m, n, k, count, grouped=True, skew=skew, reach=100.0)
+    kernel = KERNEL._replace(step_latency=1e-7, exposed=0.3)
+    slow = grouped_time(work, kernel, **DEVICE).time
+    for changed in ("peak", "bandwidth"):
+        fast = DEVICE | {changed: DEVICE[changed] * factor}
+        assert grouped_time(work, kernel, **fast).time <= slow * (1.0 + 1e-9)

@@ -8,7 +8,7 @@ from serving_cases import LLAMA_8B, LLAMA_70B, make_setup, small
 
 from simulator.graph import Attention, Collective, Matmul, Numerics, Partition, Shape, build
 from simulator.serving import StepPricer, make_plan
-from simulator.serving.step_time import FLOPS, TRAFFIC, _quantised
+from simulator.serving.step_time import FLOPS, TRAFFIC, _narrowed
 from simulator.specs import OPERATOR_CLASSES
 
 HOST = 1e-3
@@ -162,14 +162,11 @@ def test_one_attention_kind_for_each_window():
     assert all(isinstance(work, Attention) and work.decode for work in prices._decode_attention)
 
 
-def test_inputs_of_narrow_products_are_quantised_first():
+def test_inputs_of_narrow_products_are_read_as_narrowed():
     product = Matmul(64, 4096, 1024, 2, "fp8", 2.0, 1.0, 2.0)
-    quantise, narrow = _quantised(product)
-    # 64 rows of 1,024 elements twice: 16 bits in, 8 bits out
-    assert (quantise.read, quantise.written) == (262144.0, 131072.0)
-    assert narrow.left_bytes == 1.0
+    assert _narrowed(product) == replace(product, left_bytes=1.0)
     wide = replace(product, format="bf16")
-    assert _quantised(wide) == (wide,)
+    assert _narrowed(wide) == wide
 
 
 def test_scales_of_four_bit_weights_are_stored():

@@ -292,3 +292,35 @@ def test_a_refused_row_names_the_fault() -> None:
 def test_shipped_papers_hold_their_bounds(name: str) -> None:
     dataset = {d.name: d for d in published.DATASETS}[name]
     assert score_loaded(name, dataset.load(SHIPPED / name, CATALOG), CATALOG).faults == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "skipped"),
+    [
+        ("training_published/llama3_405b_table4.csv", 2, {CONTEXT: 1}),
+        ("training_published/megatron_core_h100_weak_scaling.csv", 7, {}),
+        (
+            "training_published/single_point_runs.csv", 1,
+            {
+                "not verified by the source": 1, "layouts of TPU slices: no strategy yet": 4,
+                "FP8, DualPipe: no strategy yet": 2, "parallel layout is not in the table": 2,
+            },
+        ),
+        ("megatron-paper-2205.05198/activation_memory_pct.csv", 16, {"is 100 % by definition": 4}),
+    ],
+)  # fmt: skip
+def test_shipped_tables_load_whole(name: str, rows: int, skipped: dict[str, int]) -> None:
+    dataset = {d.name: d for module in MODULES for d in module.DATASETS}[name]
+    loaded = dataset.load(SHIPPED / name, CATALOG)
+    assert loaded.skipped == skipped
+    assert sum(len(part.measured) for part in loaded.parts) == rows
+    for part in loaded.parts:
+        assert part.predict(cost(part.device)) == pytest.approx(part.measured, rel=0.45)
+
+
+def test_llama3_rows_are_flop_a_second() -> None:
+    part = {d.name: d for d in published.DATASETS}["training_published/llama3_405b_table4.csv"].load(
+        SHIPPED / "training_published/llama3_405b_table4.csv", CATALOG
+    ).parts[0]  # fmt: skip
+    assert part.measured.tolist() == [430e12, 400e12]
+    assert part.device == "h100-sxm"
