@@ -186,12 +186,18 @@ class Result:
         """Relative standard error of each operator class's seconds."""
         return {**self.setup.cost.calibration.error, **self.outcome.class_errors}
 
-    def doubt(self) -> dict[OperatorClass, float]:
-        """Share of the headline's variance by operator class, largest first; classes are independent."""
+    def doubt(self) -> dict[str, float]:
+        """Share of the headline's variance by operator class, largest first; classes are independent.
+
+        ``composition`` is what the whole is uncertain by on top of its kernels.
+        """
         errors = self.class_errors
-        parts = {
-            name: (errors.get(name, 0.0) * seconds) ** 2 for name, seconds in self.outcome.class_times.items()
+        times = self.outcome.class_times
+        parts: dict[str, float] = {
+            name: (errors.get(name, 0.0) * seconds) ** 2 for name, seconds in times.items()
         }
+        if self.outcome.composition_error:
+            parts["composition"] = (self.outcome.composition_error * sum(times.values())) ** 2
         total = sum(parts.values()) or 1.0
         return dict(sorted(((k, v / total) for k, v in parts.items()), key=lambda item: (-item[1], item[0])))
 

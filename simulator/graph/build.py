@@ -263,7 +263,13 @@ def _head(
 
 
 def _logits(
-    b: BlockBuilder, model: Model, source: str, width: int, rows: Numeric, partition: Partition, fused_loss: bool
+    b: BlockBuilder,
+    model: Model,
+    source: str,
+    width: int,
+    rows: Numeric,
+    partition: Partition,
+    fused_loss: bool,
 ) -> None:
     vocabulary, compute = model.vocab_size / b.tp, b.numerics.compute
     elements = rows * vocabulary

@@ -157,7 +157,9 @@ def accumulated(
     if numerics.fused_accumulation:
         return (product,)
     elements = m * n * count
-    added = Elementwise(elements * (b.width + numerics.gradient_bytes), elements * numerics.gradient_bytes, elements)
+    added = Elementwise(
+        elements * (b.width + numerics.gradient_bytes), elements * numerics.gradient_bytes, elements
+    )
     return product, added
 
 

@@ -14,7 +14,6 @@ from simulator.serving.workload import Requests, draw_requests
 from simulator.specs import Hardware, MemroofError, Model, ServingScenario, ServingStrategy
 from simulator.strategy import Setup
 
-
 SCALE_BYTES: Mapping[str, float] = {"fp4": 1.0 / 16.0, "int4": 2.5 / 128.0}
 """Of a weight: NVFP4's 8-bit scale of 16 elements; a 16-bit scale and a 4-bit zero of 128 (AWQ, GPTQ)."""
 

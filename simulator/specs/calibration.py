@@ -14,8 +14,18 @@ from pydantic import Field
 from simulator.specs.base import Number, Seconds, Spec
 
 OperatorClass = Literal[
-    "matmul", "grouped-matmul", "attention", "decode-attention", "latent-attention", "elementwise", "embedding", "collective",
-    "custom-collective", "expert-exchange", "transfer", "host",
+    "matmul",
+    "grouped-matmul",
+    "attention",
+    "decode-attention",
+    "latent-attention",
+    "elementwise",
+    "embedding",
+    "collective",
+    "custom-collective",
+    "expert-exchange",
+    "transfer",
+    "host",
 ]
 OPERATOR_CLASSES: tuple[OperatorClass, ...] = get_args(OperatorClass)
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]

@@ -31,7 +31,8 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
     busiest = max(range(len(stages)), key=lambda i: _busy(stages[i]))
     accounts = _accounts(stages[busiest], lowered, timeline, busiest, step)
     kernels = float(relative_error(accounts.classes, accounts.errors))
-    speed = math.hypot(kernels, step.cost.calibration.training.step_error or 0.0)
+    composition = float(step.cost.calibration.training.step_error or 0.0)
+    speed = math.hypot(kernels, composition)
     tokens = scenario.workload.global_batch * scenario.workload.sequence
     model_flops = _model_flops(step)
     peak = peak_flops(setup.hardware.device, plan.numerics.compute)
@@ -65,7 +66,7 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
     busy = float(_busy(stages[busiest])) / seconds
     return Outcome(
         "step_time", metrics, memory, accounts.classes, accounts.bottlenecks, seconds, _assumptions(step), SOURCES,
-        timeline, plan.ranks, min(1.0, busy), {"stages": _stage_table(stages, lowered, timeline)}, accounts.errors,
+        timeline, plan.ranks, min(1.0, busy), {"stages": _stage_table(stages, lowered, timeline)}, accounts.errors, composition,
     )  # fmt: skip
 
 

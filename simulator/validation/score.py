@@ -117,12 +117,13 @@ def score_loaded(name: str, loaded: Loaded, catalog: Catalog) -> Score:
     ape = np.abs(p / m - 1.0)
     low, high = interval(p, e)
     inside = (m >= low) & (m <= high)
+    doubtful = e > 0.0  # bytes and counts rest on no constant: they have no interval to be covered
     by_device = {
         name: _errors(p[d == name], m[d == name], inside[d == name]) for name in dict.fromkeys(d.tolist())
     }
     return Score(
         name, len(m), dict(loaded.skipped), float(ape.mean()), float(np.median(ape)), float(np.quantile(ape, 0.9)),
-        float(ape.max()), _bias(p, m), float(inside.mean()), bound_of(name), tuple(_worst(loaded, p, m)), by_device, p, m,
+        float(ape.max()), _bias(p, m), _share(inside[doubtful]), bound_of(name), tuple(_worst(loaded, p, m)), by_device, p, m,
     )  # fmt: skip
 
 
@@ -135,6 +136,10 @@ def committed_bounds() -> Mapping[str, Bound]:
 def bound_of(name: str) -> Bound | None:
     """Return the bound of a data set, or None."""
     return committed_bounds().get(name)
+
+
+def _share(inside: Any) -> float:
+    return float(inside.mean()) if len(inside) else float("nan")
 
 
 def _errors(predicted: FloatArray, measured: FloatArray, inside: Any) -> dict[str, float]:

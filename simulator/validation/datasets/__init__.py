@@ -6,7 +6,28 @@ import importlib
 
 from simulator.validation.dataset import DataSet
 
-MODULES: tuple[str, ...] = ("elementwise", "gemm", "layers", "measured", "attention", "mla", "experts", "collectives", "host", "trace", "serving", "serving_requests", "serving_throughput", "decode", "offload", "vtrain", "published", "activations", "frameworks", "claims")
+MODULES: tuple[str, ...] = (
+    "elementwise",
+    "gemm",
+    "layers",
+    "measured",
+    "attention",
+    "mla",
+    "experts",
+    "collectives",
+    "host",
+    "trace",
+    "serving",
+    "serving_requests",
+    "serving_throughput",
+    "decode",
+    "offload",
+    "vtrain",
+    "published",
+    "activations",
+    "frameworks",
+    "claims",
+)
 """Modules of this package, in the order in which their data sets are printed."""
 
 

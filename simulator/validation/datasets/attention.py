@@ -131,6 +131,9 @@ def _layer(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, deco
         queries = 1.0 if decode else new
         window = np.where(window > 0.0, window, np.inf)
         form, width = FORMATS[dtype]
+        if form not in catalog.processor(device_name).compute.matrix:
+            keep(rows, np.zeros(len(rows)), "number format is not the device's", skipped)
+            continue
         work = Attention(
             batch, heads, kv_heads, queries, keys, dim, dim, 2.0 * kv_heads * dim, True, window, decode, False,
             form, CACHE_BYTES[stored], width, True,

@@ -200,7 +200,10 @@ def test_separate_loss_kernels_by_hand() -> None:
     elements = 2 * 128 * model.vocab_size
     loss = {fused: next(op for op in head.operators if op.name == "loss") for fused, head in heads.items()}
     assert [loss[True].forward[0].bytes, loss[True].input_gradient[0].bytes] == [12 * elements, 8 * elements]
-    assert [loss[False].forward[0].bytes, loss[False].input_gradient[0].bytes] == [38 * elements, 14 * elements]
+    assert [loss[False].forward[0].bytes, loss[False].input_gradient[0].bytes] == [
+        38 * elements,
+        14 * elements,
+    ]
     product = next(op for op in heads[False].operators if op.name == "logits").forward[-1]
     assert product.out_bytes == 2.0
 

@@ -172,4 +172,6 @@ def test_inputs_of_narrow_products_are_read_as_narrowed():
 def test_scales_of_four_bit_weights_are_stored():
     plan = make_plan(make_setup(weight_precision="int4"))
     layers = 8.03e9 - 2 * 128256 * 4096
-    assert plan.resident["weights"] == pytest.approx(layers * (0.5 + 2.5 / 128) + 2 * 128256 * 4096 * 2.0, rel=2e-3)
+    assert plan.resident["weights"] == pytest.approx(
+        layers * (0.5 + 2.5 / 128) + 2 * 128256 * 4096 * 2.0, rel=2e-3
+    )

@@ -205,7 +205,9 @@ def test_fitted_constants_lie_over_the_class(tmp_path: Path) -> None:
         "kind: calibration\nname: hopper\nsource: made up\nmatmul: {peak_efficiency: 0.77}\nerror: {matmul: 0.03}\n"
     )
     catalog = Catalog([tmp_path], environment={})
-    pcie, sxm, volta = (catalog.calibration(catalog.processor(n)) for n in ("h100-pcie", "h100-sxm", "v100-32gb-sxm"))
+    pcie, sxm, volta = (
+        catalog.calibration(catalog.processor(n)) for n in ("h100-pcie", "h100-sxm", "v100-32gb-sxm")
+    )
     assert (pcie.matmul.peak_efficiency, pcie.error["matmul"]) == (0.77, 0.03)
     assert pcie.attention == volta.attention
     assert pcie.name == "hopper"
