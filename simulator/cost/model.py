@@ -340,15 +340,26 @@ class CostModel:
         narrow, step = (constants.pop(name) for name in ("narrow_efficiency", "step_latency"))
         if work.format in NARROW:
             constants["peak_efficiency"] *= narrow
-        return matmul_time(
-            work.m, work.n, work.k, work.count,
-            peak=self._peak(work.format, True), launch=self._constants["host"]["launch"],
-            left_bytes=work.left_bytes, right_bytes=work.right_bytes, out_bytes=work.out_bytes,
-            row_padding=bool(self.device.compute.matrix), splits=work.split_k and not work.scaled, tile=work.tile,
-            step_latency=step * work.scaled, promotions=work.scaled,
-            cache=self._cache * constants.pop("cache_share"), reuse_distance=work.reuse_distance,
-            **self._common, **constants,
-        )  # fmt: skip
+        cache = self._cache * constants.pop("cache_share")
+
+        def on_units(*, matrix: bool) -> Parts:
+            return matmul_time(
+                work.m, work.n, work.k, work.count,
+                peak=self._peak(work.format, matrix), launch=self._constants["host"]["launch"],
+                left_bytes=work.left_bytes, right_bytes=work.right_bytes, out_bytes=work.out_bytes,
+                row_padding=matrix, splits=work.split_k and not work.scaled, tile=work.tile,
+                step_latency=step * work.scaled, promotions=work.scaled,
+                cache=cache, reuse_distance=work.reuse_distance, **self._common, **constants,
+            )  # fmt: skip
+
+        if not self.device.compute.matrix:
+            return on_units(matrix=False)
+        # weights that are widened on load have kernels for few rows on the vector units too, which pad no tile
+        widened = work.right_bytes < work.left_bytes and work.format not in NARROW
+        if not widened:
+            return on_units(matrix=True)
+        padded, plain = on_units(matrix=True), on_units(matrix=False)
+        return chosen(plain.time < padded.time, plain, padded)
 
     def _grouped(self, work: Matmul) -> Parts:
         constants, launch = self._constants["grouped_matmul"], self._constants["host"]["launch"]

@@ -232,9 +232,9 @@ class ServingStrategy(Spec):
     """Share of the KV cache that admission of a request leaves to those that run."""
     preemption: Literal["recompute"] = "recompute"
     """What becomes of the latest request when blocks run out: its cache is dropped and computed again."""
-    schedule_ahead: bool = False
-    """The next iteration is put together while one runs (asynchronous, overlap scheduling): its host time is hidden, and a
-    request that arrives meanwhile waits for one iteration more."""
+    schedule_ahead: bool = True
+    """The next iteration is put together while one runs (asynchronous or overlap scheduling, the default of vLLM, SGLang and
+    TensorRT-LLM since 2025): its host time is hidden, and a request that arrives meanwhile waits for one iteration more."""
     host_overhead: Seconds | None = None
     """CPU time of an iteration that is not hidden; if absent, the class constant, or none where it is scheduled ahead."""
     all_reduce: Literal["library", "pull", "push"] = "pull"

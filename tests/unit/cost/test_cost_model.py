@@ -340,3 +340,15 @@ def test_what_is_a_kernels_own_averages_out_over_different_kernels(a100):
     assert class_errors(different, fitted)["matmul"] == pytest.approx(error * (0.25 + 0.75 / 9) ** 0.5)
     assert class_errors(one * 9, fitted)["matmul"] == pytest.approx(error)
     assert class_errors(different, fitted.model_copy(update={"fits": {}}))["matmul"] == pytest.approx(error)
+
+
+def test_quantised_weights_of_a_single_row_are_streamed_on_gpus_too():
+    """4-bit weights, one row, RTX 4090: a kernel on the vector units, bound by the memory (llama.cpp's matrix-vector kernels)."""
+    card = CATALOG.processor("rtx-4090")
+    model = CostModel(card, CATALOG.calibration(card), sustained=True)
+    one = model.price(Matmul(1, 28672, 4096, format="fp16", right_bytes=0.5))
+    streamed = 0.5 * 28672 * 4096 / card.memory["hbm"].bandwidth
+    assert one.bound == "memory"
+    assert streamed < one.time < 2 * streamed
+    many = model.price(Matmul(4096, 28672, 4096, format="fp16", right_bytes=0.5))
+    assert many.time >= 2 * 4096 * 28672 * 4096 / peak_flops(card, "fp16")

@@ -308,7 +308,7 @@ def test_replicas_share_the_clients():
 
 
 def test_scheduling_ahead_hides_the_host_and_delays_a_request():
-    behind = simulate(make_setup(workload=LOOP, host_overhead="0 s"))
+    behind = simulate(make_setup(workload=LOOP, host_overhead="0 s", schedule_ahead=False))
     ahead = simulate(make_setup(workload=LOOP, schedule_ahead=True))
     first = "time_to_first_token_p50"
     assert "host" not in ahead.class_times
