@@ -68,7 +68,11 @@ def sensitivity(result: Result) -> tuple[Sensitivity, ...]:
     for name, change in FIGURES.items():
         hardware = change(setup.hardware, 1.0 + STEP)
         changed = replace(
-            setup, hardware=hardware, cost=cost_model(hardware, setup.cost.calibration, setup.cost.measured)
+            setup,
+            hardware=hardware,
+            cost=cost_model(
+                hardware, setup.cost.calibration, setup.cost.measured, training=setup.cost.training
+            ),
         )
         found = Result(changed, strategy(setup.scenario.kind).simulate(changed)).headline.value
         if base and found != base:

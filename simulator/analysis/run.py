@@ -45,17 +45,23 @@ def load(
     model = catalog.model(checked.model)
     hardware = catalog.hardware(checked.hardware)
     measured = read_measured(Path(checked.measured), hardware.device.name) if checked.measured else None
-    return Setup(
-        checked, model, hardware, cost_model(hardware, catalog.calibration(hardware.device), measured)
-    )
+    training = checked.kind == "training"
+    cost = cost_model(hardware, catalog.calibration(hardware.device), measured, training=training)
+    return Setup(checked, model, hardware, cost)
 
 
 def cost_model(
-    hardware: Hardware, calibration: Calibration, measured: MeasuredTable | None = None
+    hardware: Hardware,
+    calibration: Calibration,
+    measured: MeasuredTable | None = None,
+    *,
+    training: bool = False,
 ) -> CostModel:
-    """Return the cost model of the accelerators, at the clock that they hold under load."""
+    """Return the cost model of the accelerators, at the clock that they hold under load, or through hours of training."""
     bandwidth = hardware.memory.read.bandwidth
-    return CostModel(hardware.device, calibration, bandwidth, sustained=True, measured=measured)
+    return CostModel(
+        hardware.device, calibration, bandwidth, sustained=True, training=training, measured=measured
+    )
 
 
 def run(

@@ -72,9 +72,10 @@ class CostModel:
         Bandwidth of the memory that operands stream from [B/s]; the device's main memory if absent. A CPU
         whose DRAM is configured by its node needs it.
     sustained : bool
-        Whether matrix units run at the clock that they hold under minutes of load (a training step, a busy server) or at
-        that of a short benchmark.
-
+        Whether matrix units run at the clock that they hold under minutes of load (a busy server) or at that of a short
+        benchmark.
+    training : bool
+        Whether that is the clock of hours of dense products, which draws the most power.
     measured : MeasuredTable, optional
         Measured products that replace predicted times of the very same shape.
 
@@ -88,6 +89,7 @@ class CostModel:
     calibration: Calibration
     memory_bandwidth: float | None = None
     sustained: bool = False
+    training: bool = False
     measured: MeasuredTable | None = None
     _constants: dict[str, dict[str, float]] = field(init=False, repr=False, compare=False)
     _common: dict[str, float] = field(init=False, repr=False, compare=False)
@@ -331,7 +333,8 @@ class CostModel:
     def _peak(self, format: str, matrix: bool) -> float:
         key = (format, matrix)
         if key not in self._peaks:
-            clock = self._constants["host"]["sustained_clock"] if matrix and self.sustained else 1.0
+            section = "training" if self.training else "host"
+            clock = self._constants[section]["sustained_clock"] if matrix and self.sustained else 1.0
             self._peaks[key] = float(peak_flops(self.device, format, matrix)) * clock
         return self._peaks[key]
 

@@ -26,7 +26,10 @@ OperatorClass = Literal[
     "expert-exchange",
     "transfer",
     "host",
+    "step",
 ]
+"""Kernels by what prices them; ``step`` is no kernel but what a whole training step is off by on top of its kernels: software
+between them and its version, slow ranks, layouts that are not stated in full."""
 OPERATOR_CLASSES: tuple[OperatorClass, ...] = get_args(OperatorClass)
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -332,11 +335,11 @@ class TrainingConstants(Spec):
 
     eager_operator: Seconds | None = None
     """CPU time to issue one operator of an eager step: Python, autograd, and the launches behind it."""
+    sustained_clock: Fraction | None = None
+    """Clock of the matrix units through hours of training, products most of the time (power, heat), over that of a benchmark of
+    some milliseconds."""
     eager_error: Share | None = None
     """Its relative standard error over CPUs and versions of the software."""
-    step_error: Share | None = None
-    """Relative standard error of a step on top of that of its kernels: software between them and its version, slow ranks,
-    layouts that are not stated in full."""
 
 
 class FitRecord(Spec):

@@ -31,7 +31,7 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
     busiest = max(range(len(stages)), key=lambda i: _busy(stages[i]))
     accounts = _accounts(stages[busiest], lowered, timeline, busiest, step)
     kernels = float(relative_error(accounts.classes, accounts.errors))
-    composition = float(step.cost.calibration.training.step_error or 0.0)
+    composition = float(step.cost.calibration.error["step"])
     speed = math.hypot(kernels, composition)
     tokens = scenario.workload.global_batch * scenario.workload.sequence
     model_flops = _model_flops(step)

@@ -53,6 +53,8 @@ class Fit:
     """Weight of a data set's residuals where it is not 1."""
     judged: tuple[str, ...] = ()
     """Data sets whose rows held out give the error; all if empty."""
+    unseen: tuple[str, ...] = ()
+    """Further data sets that only judge, with all their rows."""
     starts: tuple[Mapping[str, float], ...] = ({},)
     """Constants to start from, by name, where not from what the device inherits: several where the kernels' rules differ
     by kind, so that a search from one side would stay there. The best fit is kept."""
@@ -155,7 +157,7 @@ def apply(calibration: Calibration, values: Mapping[tuple[str, str], float]) -> 
 def _parts(fit: Fit, device: str, folder: Path, catalog: Catalog) -> list[tuple[str, Part]]:
     found: list[tuple[str, Part]] = []
     datasets: Mapping[str, DataSet] = {dataset.name: dataset for dataset in known()}
-    for name in fit.datasets:
+    for name in (*fit.datasets, *fit.unseen):
         file = folder / name.partition("#")[0]
         if file.is_file():
             loaded = datasets[name].load(file, catalog)
@@ -178,7 +180,10 @@ def _fit(
     from scipy.optimize import least_squares
 
     parts = [(name, part) for name, part in parts if part.fitted]
-    masks = [held_out(part.groups, HELD_OUT, seed) for _, part in parts]
+    masks = [
+        np.ones(len(part.measured), bool) if name in fit.unseen else held_out(part.groups, HELD_OUT, seed)
+        for name, part in parts
+    ]
     used = [_thinned(~mask, seed) for mask in masks]
     low, high = np.array([[c.low, c.high] for c in fit.constants]).T
     # the search goes over 1 + log(value / low): differences are taken in proportion to it, and must not vanish at a value of 1
@@ -191,6 +196,7 @@ def _fit(
         found = [
             fit.weights.get(name, 1.0) * (np.log(part.predict(cost)) - np.log(part.measured))[chosen]
             for (name, part), chosen in zip(parts, used, strict=True)
+            if len(chosen)
         ]
         return np.concatenate(found)
 
@@ -218,7 +224,7 @@ def _fit(
     judging = [
         (np.log(part.predict(cost)) - np.log(part.measured), part.groups, mask)
         for (name, part), mask in zip(parts, masks, strict=True)
-        if name in (fit.judged or fit.datasets)
+        if name in (*(fit.judged or fit.datasets), *fit.unseen)
     ]
     unseen = np.concatenate([errors[mask] for errors, _, mask in judging])
     groups = np.concatenate([labels[mask] for _, labels, mask in judging])

@@ -21,6 +21,7 @@ from simulator.validation.datasets.steps import (
     rate,
     step_parts,
 )
+from simulator.validation.fit import Constant, Fit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,6 +150,25 @@ def _foundry_reason(row: pd.Series[Any]) -> str:
 def _mlperf_reason(row: pd.Series[Any]) -> str:
     return SUBSETS if "lora" in row["benchmark"] else LAYOUT
 
+
+FITS = (
+    Fit(
+        "step",
+        (Constant("training", "sustained_clock", 0.4, 1.0),),
+        (
+            "training_published/megatron_sc21_table1.csv",
+            "training_published/megatron_sc21_table2_zero3_vs_ptdp.csv",
+            "training_published/megascale_175b.csv",
+            "training_published/llama3_405b_table4.csv",
+            "training_published/megatron_core_h100_weak_scaling.csv",
+            "simumax/b200_step_time_memory.csv#time",
+        ),
+        "model and layout; other clusters whole",
+        unseen=("vtrain/multi_node_iteration_ms.csv", "training_published/bloom_176b_tuning_a100.csv"),
+    ),
+)
+"""The clock that matrix units hold through hours of training, from published steps, and what steps of other layouts, clusters and
+software are off by. Table 5 of Korthikanti et al. and vTrain's single nodes are neither fitted on nor judge."""
 
 DATASETS = (
     TableDataSet("simumax/b200_step_time_memory.csv#time", partial(_simumax, memory=False)),

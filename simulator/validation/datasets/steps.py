@@ -69,7 +69,10 @@ class Case:
         )  # fmt: skip
         scenario = scenario.model_copy(update={"strategy": self.strategy})
         return Setup(
-            scenario, self.model, hardware, cost_model(hardware, catalog.calibration(hardware.device))
+            scenario,
+            self.model,
+            hardware,
+            cost_model(hardware, catalog.calibration(hardware.device), training=True),
         )
 
     def _hardware(self, catalog: Catalog) -> Hardware:
@@ -132,7 +135,10 @@ class Simulated:
         if self._last is None or self._last[0] is not cost.calibration:
             found = {
                 case: replace(
-                    simulate(replace(setup, cost=cost_model(setup.hardware, cost.calibration))), timeline=None
+                    simulate(
+                        replace(setup, cost=cost_model(setup.hardware, cost.calibration, training=True))
+                    ),
+                    timeline=None,
                 )
                 for case, setup in self._setups.items()
             }

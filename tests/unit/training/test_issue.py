@@ -89,4 +89,4 @@ def test_kernels_of_their_own_cost_time(train: Train, option: str, slower: bool)
 def test_doubt_of_a_step_is_never_below_that_of_its_software(train: Train) -> None:
     result = train()
     metric = result.outcome.metrics["step_time"]
-    assert metric.error >= float(result.setup.cost.calibration.training.step_error or 0.0) > 0.0
+    assert metric.error >= float(result.setup.cost.calibration.error["step"]) > 0.0
