@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def score_lines(score: Score) -> list[str]:
     lines = [
         f"{score.dataset}: {score.rows:,} rows, {verdict}",
         f"  median {score.median_ape:6.1%}  mean {score.mean_ape:6.1%}  p90 {score.p90_ape:6.1%}  max {score.max_ape:7.1%}  "
-        f"bias {score.bias:+6.1%}  in the 80 % interval {score.coverage_80:.1%}",
+        f"bias {score.bias:+6.1%}  in the 80 % interval {_covered(score.coverage_80)}",
     ]
     if len(score.by_device) > 1:
         lines += [
@@ -76,6 +77,11 @@ def score_plot(score: Score) -> Figure:
     axes.set_ylabel("predicted [SI]")
     axes.set_title(f"{score.dataset}\nmedian {score.median_ape:.1%}, {score.rows:,} rows", fontsize=9)
     return figure
+
+
+def _covered(share: float) -> str:
+    """Print a coverage; what rests on no constant has no interval."""
+    return "-" if math.isnan(share) else f"{share:.1%}"
 
 
 def _skipped(score: Score) -> list[str]:
