@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from simulator.specs.base import Number, Spec
+from simulator.specs.base import Spec
 
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Natural = Annotated[int, Field(ge=0, le=10**9)]
@@ -33,8 +33,6 @@ class MixtureOfExperts(Spec):
     router_bias: bool = False
     """One correction bias an expert (DeepSeek-V3, gpt-oss)."""
     expert_bias: bool = False
-    capacity_factor: Number | None = None
-    """Tokens an expert may take, over the mean; absent where nothing is dropped."""
 
 
 class LatentAttention(Spec):
