@@ -17,10 +17,11 @@ BACKLOG = 0.05
 
 ITERATION_SPREAD = 0.15
 """Relative standard error of iteration times beyond that of kernels: fusion, gaps, sampling, settings that nobody states.
-Over 100 measured serving points of three engines times per output token are half within 12 %, where kernels are half within
-5 to 8 %."""
+Set from the residuals of the published points in ``aiconfigurator/serving_ttft_tpot.csv``, which it is therefore not judged by:
+times per output token are half within 12 %, where kernels are half within 5 to 8 %."""
 QUEUE_SPREAD = 0.6
-"""The same of times to the first token: how a client sends, when an engine looks for requests and how it batches prompts."""
+"""The same of times to the first token: how a client sends, when an engine looks for requests and how it batches prompts.
+Set from the same points."""
 
 LATENCIES = {
     "time_to_first_token": "time to first token",

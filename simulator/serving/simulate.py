@@ -81,7 +81,7 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     return Outcome(
         _headline(plan.requests), metrics, (_memory(setup, plan, served),), account.by_class, bottlenecks, total,
         _assumptions(setup, plan, served), SOURCES, served.timeline, plan.gpus,
-        min(1.0, account.seconds / total), tables(served), errors,
+        min(1.0, account.seconds / total), tables(served), errors, ITERATION_SPREAD,
     )  # fmt: skip
 
 

@@ -358,3 +358,10 @@ def test_a_mean_of_bits_counts_for_the_whole_model():
 def test_what_belongs_to_a_closed_loop_is_checked(workload):
     with pytest.raises(ValueError, match=r"'concurrency'|'think_time'"):
         make_setup(workload=workload)
+
+
+def test_doubt_names_what_kernels_do_not_explain():
+    """The spread of iterations is in the interval, and so in the outcome that the doubt is divided from."""
+    outcome = simulate(make_setup())
+    per_token = outcome.metrics["time_per_output_token_p50"]
+    assert 0 < outcome.composition_error <= per_token.error
