@@ -184,15 +184,8 @@ def _bottleneck(result: Result) -> Table:
 
 
 def _classes(result: Result) -> Table:
-    doubt, errors = result.doubt(), result.class_errors
-    classes = sorted(result.outcome.class_times.items(), key=lambda item: (-item[1], item[0]))
-    rows = tuple(
-        (name, quantity(seconds, "seconds"), percent(errors.get(name, 0.0)), percent(doubt.get(name, 0.0)))
-        for name, seconds in classes
-        if seconds > 0
-    )
     header = ("class of operator", "seconds", "standard error", "share of the doubt")
-    return Table("Time and doubt by class of operator", header, rows, (1, 2, 3))
+    return Table("Time and doubt by class of operator", header, tuple(text.class_rows(result)), (1, 2, 3))
 
 
 def _sensitivity(result: Result) -> Table:

@@ -194,16 +194,8 @@ def explain_lines(result: Result) -> list[str]:
     total = result.outcome.total_time
     lines += ["", f"time by bottleneck ({quantity(total, 'seconds')} in all)"]
     lines += _share_rows([(name, share * total, share) for name, share in result.shares.items()])
-    classes = sorted(result.outcome.class_times.items(), key=lambda item: (-item[1], item[0]))
-    doubt = result.doubt()
-    errors = result.class_errors
     lines += ["", "time by class of operator, its standard error, and its share of the doubt"]
-    rows = [
-        (name, quantity(seconds, "seconds"), percent(errors.get(name, 0.0)), percent(doubt.get(name, 0.0)))
-        for name, seconds in classes
-        if seconds > 0
-    ]
-    lines += columns(rows, right=[1, 2, 3], indent="  ")
+    lines += columns(class_rows(result), right=[1, 2, 3], indent="  ")
     lines += ["", f"sensitivity of {result.headline.label} to 10 % more of"]
     effects = [row for row in result.sensitivity() if abs(row.effect) >= 5e-4]
     lines += columns([(row.figure, signed_percent(row.effect)) for row in effects], right=[1], indent="  ")
@@ -211,11 +203,30 @@ def explain_lines(result: Result) -> list[str]:
         lines.append("  nothing: no hardware figure binds it")
     checks = check_lines(result)
     lines += ["", *checks] if checks else []
-    lines += ["", "formulas", *_formula_rows(name for name, seconds in classes if seconds > 0)]
+    lines += ["", "formulas", *_formula_rows(row[0] for row in class_rows(result) if row[0] != "composition")]
     lines += ["", "sources", *bullets(result.sources)]
     lines += ["", "assumptions", *bullets(result.assumptions)]
     lines += ["", *labelled("bottleneck", bottleneck_line(result.shares))]
     return [*lines, *labelled("interval", interval_line(result))]
+
+
+def class_rows(result: Result) -> list[tuple[str, str, str, str]]:
+    """Return operator class, time, standard error and share of the doubt, the longest first.
+
+    The last row is what the whole is uncertain by on top of its kernels, where the strategy states it.
+    """
+    doubt, errors = result.doubt(), result.class_errors
+    classes = sorted(result.outcome.class_times.items(), key=lambda item: (-item[1], item[0]))
+    rows: list[tuple[str, str, str, str]] = [
+        (name, quantity(seconds, "seconds"), percent(errors.get(name, 0.0)), percent(doubt.get(name, 0.0)))
+        for name, seconds in classes
+        if seconds > 0
+    ]
+    beyond = result.outcome.composition_error
+    if beyond:
+        total = quantity(sum(seconds for _, seconds in classes), "seconds")
+        rows.append(("composition", total, percent(beyond), percent(doubt["composition"])))
+    return rows
 
 
 def ledger_lines(use: MemoryUse) -> list[str]:

@@ -212,3 +212,12 @@ def test_a_scenario_may_be_any_file(user: UserCatalog) -> None:
     path = user.write("elsewhere/mine.yaml", TRAINING)
     result = user.memroof("run", str(path), "--json")
     assert json.loads(result.stdout)["scenario"] == "mine"
+
+
+def test_explain_divides_the_whole_doubt(user: UserCatalog) -> None:
+    """The shares of the doubt sum to all of it, what lies beyond kernels among them."""
+    output = user.memroof("explain", "training/gpt3-175b-64xa100").stdout
+    table = output.split("share of the doubt\n")[1].split("\n\n")[0].splitlines()
+    shares = {line.split()[0]: line.split()[-2:] for line in table}
+    assert "composition" in shares
+    assert 97 <= sum(float(number) for number, sign in shares.values() if not number.startswith("<")) <= 101
