@@ -10,7 +10,7 @@ from simulator.analysis.export import plain
 from simulator.analysis.result import format_value
 from simulator.graph import ModelGraph, Numerics, Partition, Shape, build
 from simulator.specs import Catalog, Hardware, MemroofError, Model
-from simulator.specs.scenario import HardwareChoice
+from simulator.specs.scenario_base import HardwareChoice
 
 UTILIZATION = 0.9
 """Share of GPU memory that an engine may use: what serving engines take by default."""

@@ -52,7 +52,7 @@ def command(
     from simulator.report.text import fit_lines
     from simulator.specs import NumberFormat
     from simulator.specs.errors import MemroofError, unknown
-    from simulator.specs.scenario import HardwareChoice
+    from simulator.specs.scenario_base import HardwareChoice
 
     for flag, value in (("--precision", precision), ("--kv", kv)):
         if value is not None and value not in get_args(NumberFormat):

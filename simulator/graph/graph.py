@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import networkx
 
 Phase = Literal["forward", "prefill", "decode"]
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["none", "selective", "full", "optimal"]
 
 FORMAT_BYTES: Mapping[str, float] = {
     "fp64": 8.0, "fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0,

@@ -10,7 +10,7 @@ from simulator.graph import FORMAT_BYTES, Numerics
 from simulator.offload.prices import BOTTLENECKS, Rows, Unit, price_units
 from simulator.offload.tiers import DRAM, GPU, NVME, Tiers, find_tiers
 from simulator.specs import MemroofError, OffloadScenario
-from simulator.specs.scenario import Placement
+from simulator.specs.offload_scenario import Placement
 from simulator.strategy import Setup
 
 PREFILL = -1

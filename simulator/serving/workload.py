@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.specs.errors import MemroofError
-from simulator.specs.scenario import Lengths, ServingWorkload
+from simulator.specs.serving_scenario import Lengths, ServingWorkload
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

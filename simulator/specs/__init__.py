@@ -8,18 +8,10 @@ from simulator.specs.hardware import Cluster, LinkType, MemoryDevice, Network, N
 from simulator.specs.machine import Edge, Engine, Hardware, Machine, Route, Span, Store, Tier
 from simulator.specs.measured import MeasuredTable, read_measured
 from simulator.specs.model import LatentAttention, MixtureOfExperts, Model
-from simulator.specs.scenario import (
-    OffloadScenario,
-    OffloadStrategy,
-    OffloadWorkload,
-    Scenario,
-    ServingScenario,
-    ServingStrategy,
-    ServingWorkload,
-    TrainingScenario,
-    TrainingStrategy,
-    TrainingWorkload,
-)
+from simulator.specs.offload_scenario import OffloadScenario, OffloadStrategy, OffloadWorkload
+from simulator.specs.scenario import Scenario
+from simulator.specs.serving_scenario import ServingScenario, ServingStrategy, ServingWorkload
+from simulator.specs.training_scenario import TrainingScenario, TrainingStrategy, TrainingWorkload
 
 __all__ = [
     "FOLDERS",

@@ -18,7 +18,8 @@ from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownName
 from simulator.specs.hardware import Cluster, Device, LinkType, MemoryDevice, Network, Node, Processor
 from simulator.specs.machine import Engine, Hardware, Machine, build_machine
 from simulator.specs.model import Model
-from simulator.specs.scenario import SCENARIO_KINDS, HardwareChoice, Scenario
+from simulator.specs.scenario import SCENARIO_KINDS, Scenario
+from simulator.specs.scenario_base import HardwareChoice
 from simulator.specs.source import Document, override, read_document
 
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -205,7 +205,7 @@ def _assumptions(step: Step) -> tuple[str, ...]:
     if plan.tensor > 1:
         hidden = (
             "of the backward pass hide behind products, those of the forward pass do not"
-            if strategy.overlap_tensor_parallel
+            if strategy.overlap_tensor_parallel != "none"
             else "are exposed, forward and backward"
         )
         lines.append(f"tensor-parallel collectives {hidden}")

@@ -79,7 +79,7 @@ class Step:
             self.spans,
             self.strategy.recompute,
             eager=not self.strategy.cuda_graphs,
-            overlap=self.strategy.overlap_tensor_parallel,
+            overlap=self.strategy.overlap_tensor_parallel != "none",
         )
         self._chunks: dict[tuple[tuple[int, ...], bool, bool], ChunkPass] = {}
         self._boundaries: dict[int, Message] = {}

@@ -15,7 +15,7 @@ from simulator.cost.expert_exchange import ExchangeStep
 from simulator.graph import Collective
 from simulator.graph.work import CollectiveKind
 from simulator.specs import Catalog, Span, Tier
-from simulator.specs.scenario import HardwareChoice
+from simulator.specs.scenario_base import HardwareChoice
 from simulator.validation.dataset import FloatArray, Part, TableDataSet, keep, labels
 from simulator.validation.datasets.devices import AICONFIGURATOR
 from simulator.validation.fit import Constant, Fit

@@ -19,7 +19,7 @@ from simulator.measure.record import parse_shape
 from simulator.measure.works import OPERATORS, work
 from simulator.specs import Catalog, MemroofError, OperatorClass
 from simulator.specs.machine import Span
-from simulator.specs.scenario import HardwareChoice
+from simulator.specs.scenario_base import HardwareChoice
 from simulator.validation.dataset import FloatArray, Part, TableDataSet, keep, labels
 from simulator.validation.fit import Constant, Fit
 

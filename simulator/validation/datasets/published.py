@@ -39,7 +39,7 @@ SEPARATE: Mapping[str, Any] = {
 """Megatron-LM of May 2022: attention and loss as several kernels, fp16. Its fused weight gradients came that spring; whether
 the runs of table 5 had them is not stated, and what the software does by default is taken: without them steps would be 4 to 8 %
 longer and within 3 % of the measured ones."""
-EARLIER: Mapping[str, Any] = {**SEPARATE, "fused_accumulation": False, "overlap_tensor_parallel": False}
+EARLIER: Mapping[str, Any] = {**SEPARATE, "fused_accumulation": False, "overlap_tensor_parallel": "none"}
 """Megatron-LM of 2021 and what branched off it (Megatron-DeepSpeed): gradients added by kernels of their own, no collective
 beside a product."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from simulator.analysis.run import cost_model
 from simulator.cost import CostModel
 from simulator.specs import Catalog, Hardware, MemroofError, Model, TrainingScenario, TrainingStrategy
-from simulator.specs.scenario import HardwareChoice
+from simulator.specs.scenario_base import HardwareChoice
 from simulator.strategy import Outcome, Setup
 from simulator.training import make_plan, simulate
 from simulator.validation.dataset import FloatArray, Part, labels

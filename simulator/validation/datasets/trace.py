@@ -20,7 +20,7 @@ import numpy as np
 from simulator.cost import Breakdown, CostModel, class_errors, relative_error
 from simulator.graph.work import Attention, Collective, Elementwise, Matmul, Work
 from simulator.specs import Catalog, Hardware, MemroofError, Model, Span
-from simulator.specs.scenario import HardwareChoice
+from simulator.specs.scenario_base import HardwareChoice
 from simulator.validation.dataset import FloatArray, Part, TableDataSet, keep, labels
 from simulator.validation.datasets.elementwise import norm, rotary
 

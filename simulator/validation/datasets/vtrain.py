@@ -25,7 +25,7 @@ def _case(row: Any) -> Case:
     strategy = TrainingStrategy(
         tensor_parallel=row.tp, pipeline_parallel=row.pp, data_parallel=row.dp, micro_batch=row.micro_batch,
         recompute="full", fused_attention=False, fused_loss=False, precision="fp16",
-        fused_accumulation=False, overlap_tensor_parallel=False,
+        fused_accumulation=False, overlap_tensor_parallel="none",
         overlap_gradient_reduction=True,
     )  # fmt: skip
     model = gpt(row.hidden, row.layers, row.heads, sequence=row.seq_len)

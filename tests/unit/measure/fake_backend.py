@@ -11,7 +11,7 @@ from simulator.cost import CostModel
 from simulator.measure import Case, Facts, Grid, Timing, UnmeasurableError, work
 from simulator.measure.campaign import Target
 from simulator.specs import Catalog
-from simulator.specs.scenario import HardwareChoice
+from simulator.specs.scenario_base import HardwareChoice
 
 TINY = Grid(
     rows=(1, 16, 256), weights=((1024, 1024), (4096, 1024)), heads=((8, 2, 64), (8, 8, 64)), prefill=((1, 256), (2, 128)),

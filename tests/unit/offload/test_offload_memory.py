@@ -13,7 +13,7 @@ from simulator.offload.plan import make_plan
 from simulator.offload.tiers import find_tiers
 from simulator.specs import Catalog, MemroofError, ServingScenario
 from simulator.specs.catalog import scenario_with
-from simulator.specs.scenario import HardwareChoice
+from simulator.specs.scenario_base import HardwareChoice
 from simulator.strategy import Setup
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from simulator.specs import Catalog, MemroofError, SpecError, UnknownNameError, scenario_with
-from simulator.specs.scenario import HardwareChoice
+from simulator.specs.scenario_base import HardwareChoice
 
 SCENARIO = """kind: training
 hardware: dgx-a100-80gb

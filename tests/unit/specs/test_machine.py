@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from simulator.specs import Catalog, Hardware, Machine, MemroofError, SpecError, UnknownNameError
 from simulator.specs.catalog import FOLDERS, shipped_root
-from simulator.specs.scenario import HardwareChoice
+from simulator.specs.scenario_base import HardwareChoice
 
 CATALOG = Catalog(environment={})
 NODES = CATALOG.names("node")

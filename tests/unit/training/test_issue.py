@@ -79,7 +79,7 @@ def test_detail_takes_the_same_time_when_the_cpu_binds(train: Train) -> None:
 
 @pytest.mark.parametrize(
     ("option", "slower"),
-    [("fused_loss", False), ("fused_accumulation", False), ("overlap_tensor_parallel", False)],
+    [("fused_loss", False), ("fused_accumulation", False), ("overlap_tensor_parallel", "none")],
 )
 def test_kernels_of_their_own_cost_time(train: Train, option: str, slower: bool) -> None:
     options = {"model": "gpt3-13b", "batch": 8, "sequence": 2048, "tensor_parallel": 8, "cuda_graphs": True}
