@@ -16,7 +16,7 @@ from simulator.graph import Axis, ModelGraph
 from simulator.specs import Calibration, Hardware, Model, OperatorClass, Scenario, Span
 
 Bottleneck = Literal[
-    "compute", "memory", "tensor-parallel link", "expert-parallel link", "network", "host link", "storage", "latency",
+    "compute", "memory", "tensor-parallel link", "context-parallel link", "expert-parallel link", "network", "host link", "storage", "latency",
     "host", "bubble", "waiting",
 ]  # fmt: skip
 """What time is lost to, along the critical path of the answer."""

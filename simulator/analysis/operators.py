@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -22,12 +24,14 @@ from simulator.graph import (
     build,
 )
 from simulator.graph.build import LOGIT_BYTES
+from simulator.graph.work import CollectiveKind
 from simulator.serving.plan import ReplicaPlan
 from simulator.serving.plan import make_plan as serving_plan
 from simulator.specs import MemroofError, OperatorClass, ServingScenario, Span, TrainingScenario
 from simulator.strategy import Setup
 from simulator.training.plan import make_plan as training_plan
 from simulator.training.step import Step
+from simulator.training.work import StageWork
 
 Pass = Literal["forward", "again", "input-gradient", "weight-gradient", "step"]
 
@@ -102,44 +106,55 @@ def _training(setup: Setup, scenario: TrainingScenario, stage: int) -> Iterator[
     if not 0 <= stage < plan.pipeline:
         raise MemroofError(f"stage {stage}: the scenario has stages 0 to {plan.pipeline - 1}")
     step = Step(setup, scenario, plan)
-    for block, repeats in _stage_blocks(step, stage):
-        layers = block in step.graph.blocks
-        yield from _passes(step, block, repeats * plan.micro_batches, layers)
+    for (block, again), repeats in _stage_blocks(step, stage):
+        yield from _passes(step, block, again, repeats * plan.micro_batches)
     work = step.stage(stage)
-    optimizer = Elementwise(0.0, 0.0)
-    yield PredictedOperator("optimizer", "step", "elementwise", optimizer, 1.0, work.optimizer)
-    kind: Any = "reduce-scatter" if scenario.strategy.zero_stage else "all-reduce"
-    for message in work.reduction:
+    yield PredictedOperator("optimizer", "step", "elementwise", Elementwise(0.0, 0.0), 1.0, work.optimizer)
+    yield from _replicas(work, plan.micro_batches)
+    boundaries = step.boundaries()
+    sent: Counter[tuple[int, int]] = Counter()
+    for route in plan.table.routes:
+        for (a, _), (b, _) in itertools.pairwise(route):
+            sent.update([(a, b), (b, a)])
+    for (sender, receiver), message in boundaries.items():
+        if sender == stage:
+            send = Collective("send", "pipeline", message.size)
+            count = float(sent[sender, receiver] * plan.micro_batches // len(plan.table.routes))
+            yield PredictedOperator("stage boundary", "step", "collective", send, count, message.time)
+
+
+def _replicas(work: StageWork, micro_batches: int) -> Iterator[PredictedOperator]:
+    """The communication of a stage with its replicas."""
+    sharded = work.communication.reduce == "each"
+    kind: CollectiveKind = "reduce-scatter" if work.communication.gather != "none" else "all-reduce"
+    layers = [layer for chunk in work.messages for layer in chunk]
+    reduced = [*work.reduction, *(message for layer in layers for message in layer.reduce)]
+    for message in reduced:
         collective = Collective(kind, "data", message.size)
-        yield PredictedOperator("gradients", "step", "collective", collective, 1.0, message.time)
-    if work.gather is not None:
-        gather = Collective("all-gather", "data", work.gather.size)
-        yield PredictedOperator("parameters", "step", "collective", gather, 1.0, work.gather.time)
-    if work.boundary is not None:
-        sent = plan.chunks - (stage == plan.pipeline - 1) + plan.chunks - (stage == 0)
-        send = Collective("send", "pipeline", work.boundary.size)
-        count = float(sent * plan.micro_batches)
-        yield PredictedOperator("stage boundary", "step", "collective", send, count, work.boundary.time)
+        count = float(micro_batches if sharded else 1)
+        yield PredictedOperator("gradients", "step", "collective", collective, count, message.time)
+    passes = 1 + work.communication.reshard if work.communication.gather == "each" else 1
+    times = float(passes * micro_batches) if work.communication.gather == "each" else 1.0
+    for message in [*work.gather, *(message for layer in layers for message in layer.gather)]:
+        gather = Collective("all-gather", "data", message.size)
+        yield PredictedOperator("parameters", "step", "collective", gather, times, message.time)
 
 
-def _stage_blocks(step: Step, stage: int) -> Iterator[tuple[Block, int]]:
-    """The distinct blocks of a stage and how many of them it holds."""
-    plan, graph = step.plan, step.graph
-    places = [chunk * plan.pipeline + stage for chunk in range(plan.chunks)]
-    held = [graph.layers[layer] for place in places for layer in plan.layers[place]]
-    if 0 in places:
-        yield graph.embedding, 1
-    for index in dict.fromkeys(held):
-        yield graph.blocks[index], held.count(index)
-    if len(plan.layers) - 1 in places:
-        yield graph.head, 1
+def _stage_blocks(step: Step, stage: int) -> Iterator[tuple[tuple[Block, frozenset[str]], int]]:
+    """The distinct blocks of a stage with what each computes again, and how many of them it holds."""
+    found: dict[tuple[int, frozenset[str]], tuple[Block, int]] = {}
+    for place in step.plan.held(stage):
+        for block, again in zip(step.blocks(place), step.again(place), strict=True):
+            key = (id(block), again)
+            found[key] = (block, found[key][1] + 1 if key in found else 1)
+    for (_, again), (block, count) in found.items():
+        yield (block, again), count
 
 
-def _passes(step: Step, block: Block, count: int, layers: bool) -> Iterator[PredictedOperator]:
-    again = block.recomputed(step.strategy.recompute) if layers else ()
+def _passes(step: Step, block: Block, again: frozenset[str], count: int) -> Iterator[PredictedOperator]:
     for operator in block.operators:
         parts: list[tuple[Pass, tuple[Work, ...]]] = [("forward", operator.forward)]
-        if operator in again:
+        if operator.name in again:
             parts.append(("again", operator.forward))
         parts += [("input-gradient", operator.input_gradient), ("weight-gradient", operator.weight_gradient)]
         for part, works in parts:

@@ -14,6 +14,7 @@ from simulator.cost.expert_exchange import ExchangeConstants, exchange_time, low
 from simulator.cost.matmul import matmul_time
 from simulator.cost.model import CostModel
 from simulator.cost.numeric import Parts, overlap
+from simulator.cost.overlap import Overlap
 from simulator.cost.peaks import peak_flops
 from simulator.cost.streams import adam_bytes, gather_bytes, stream_time, transfer_time
 from simulator.cost.uncertainty import class_errors, interval, relative_error
@@ -29,6 +30,7 @@ __all__ = [
     "ExchangeConstants",
     "LinkConstants",
     "OperatorTime",
+    "Overlap",
     "Parts",
     "adam_bytes",
     "algorithms",

@@ -51,18 +51,28 @@ class LinkConstants(NamedTuple):
     ring_edge: float
 
 
-def collective_time(kind: CollectiveKind, span: Span, size: Numeric, constants: LinkConstants) -> Parts:
+def collective_time(
+    kind: CollectiveKind,
+    span: Span,
+    size: Numeric,
+    constants: LinkConstants,
+    *,
+    copies: float = 1.0,
+    nodes: float | None = None,
+) -> Parts:
     """Return the time of a collective of the communication library.
 
     Parameters
     ----------
     kind : str
-        ``all-reduce``, ``all-gather``, ``reduce-scatter``, ``all-to-all`` or ``send``.
+        ``all-reduce``, ``all-gather``, ``reduce-scatter``, ``all-to-all``, ``send`` or ``ring``.
     span : Span
         What the group spans, innermost tier first. One rank communicates with nobody: no time.
     size : number or array
         The whole tensor's bytes, as :class:`simulator.graph.work.Collective` defines them.
     constants : LinkConstants
+    copies, nodes : float
+        Of an all-to-all: see :func:`algorithms`.
 
     Returns
     -------
@@ -88,7 +98,12 @@ def collective_time(kind: CollectiveKind, span: Span, size: Numeric, constants: 
     """
     if span.size == 1:
         return Parts(0.0 * size, 0.0, 0.0, 0.0 * size, 0.0)
-    latency, time = (_exchange if kind in ("all-to-all", "send") else _reduction)(kind, span, size, constants)
+    if kind == "ring":
+        latency, time = _ring_of_sends(span, size, constants)
+    else:
+        choices = algorithms(kind, span, copies, nodes)
+        exchanges = kind in ("all-to-all", "send")
+        latency, time = (_exchange if exchanges else _reduction)(kind, choices, span, size, constants)
     # nothing to send is nothing to wait for
     some = size > 0
     return Parts(time * some, 0.0, 0.0, (time - latency) * some, latency * some)
@@ -105,7 +120,9 @@ def collective_traffic(kind: CollectiveKind, span: Span, size: float) -> tuple[f
     return tuple(size * share for share in best.traffic)
 
 
-def algorithms(kind: CollectiveKind, span: Span) -> tuple[Algorithm, ...]:
+def algorithms(
+    kind: CollectiveKind, span: Span, copies: float = 1.0, nodes: float | None = None
+) -> tuple[Algorithm, ...]:
     """Return the algorithms for a collective over a span of two ranks or more.
 
     *Ring*: (P-1)/P of the tensor passes every link of a ring through all P ranks; where a node has g ranks
@@ -114,19 +131,28 @@ def algorithms(kind: CollectiveKind, span: Span) -> tuple[Algorithm, ...]:
     at the latency of its tier.
 
     *Tree* (all-reduce over networks, or where a switch reduces): reduce-scatter inside, all-reduce of the
-    shard across, all-gather inside. Across it runs as two binary trees, 2·n for 2·log2(p) hops and n for two
-    ranks (Sanders et al. 2009). A switch that reduces takes n and returns n, and each rank's own share passes
-    twice: n·(1 + 1/p).
+    shard across, all-gather inside. Across it runs as two binary trees, 2·n for 2·log2(p) hops (Sanders et al. 2009);
+    between two nodes n each way would do, but the library counts 2·n and so sends large messages round rings: two nodes of
+    1, 2 and 4 A100 with an adapter each reduce at 5.9, 11.9 and 22.4 GB/s of 2·(P-1)/P·n (vidur's table). A switch that
+    reduces takes n and returns n, and each rank's own share passes twice: n·(1 + 1/p).
 
-    *All-to-all*: of the P-1 shares of n/P, a tier carries those whose ranks first meet there.
+    *All-to-all*: of the P-1 shares of n/P, a tier carries those whose ranks first meet there. Where the tensor holds
+    ``copies`` of each row for experts in ``nodes`` machines at most, a row crosses networks once for each of the D machines
+    that its experts lie in, D = M·(1 - (1 - 1/M)^copies) of M evenly, and goes from there once to each rank that holds one
+    of them (DeepSeek-V3, arXiv:2412.19437, section 3.2.2).
 
-    *Send*: the message over the outermost tier.
+    *Send*: the message over the outermost tier. *Ring*: it goes to the next rank P-1 times, each time as fast as the
+    slowest link between neighbours.
     """
+    if kind == "ring":
+        steps = float(span.size - 1)
+        inside = tuple(steps if tier.size > 1 else 0.0 for tier in span.tiers)
+        return (Algorithm("ring of sends", inside, (False,) * len(inside), inside),)
     if kind == "send":
         idle = (0.0,) * (len(span.tiers) - 1)
         return (Algorithm("send", (*idle, 1.0), (False,) * len(span.tiers), (*idle, 1.0)),)
     if kind == "all-to-all":
-        return (_all_to_all(span),)
+        return (_all_to_all(span) if nodes is None else _limited(span, copies, nodes),)
     ring = _ring(span, 2.0 if kind == "all-reduce" else 1.0)
     if kind == "all-reduce" and any(tier.reduces or tier.name != NODE for tier in span.tiers):
         return ring, _tree(span)
@@ -134,10 +160,13 @@ def algorithms(kind: CollectiveKind, span: Span) -> tuple[Algorithm, ...]:
 
 
 def _reduction(
-    kind: CollectiveKind, span: Span, size: Numeric, constants: LinkConstants
+    kind: CollectiveKind,
+    choices: tuple[Algorithm, ...],
+    span: Span,
+    size: Numeric,
+    constants: LinkConstants,
 ) -> tuple[float, Numeric]:
     """Return latency and time of the collectives that run as rings, trees or in the switch."""
-    choices = algorithms(kind, span)
     # the bytes that a rank sends around the ring decide, whatever the algorithm
     outermost, sent = next(
         (tier, share)
@@ -171,10 +200,14 @@ def _reduction(
 
 
 def _exchange(
-    kind: CollectiveKind, span: Span, size: Numeric, constants: LinkConstants
+    kind: CollectiveKind,
+    choices: tuple[Algorithm, ...],
+    span: Span,
+    size: Numeric,
+    constants: LinkConstants,
 ) -> tuple[float, Numeric]:
     """Return latency and time of messages without a ring: flags for small ones, else full bandwidth."""
-    (algorithm,) = algorithms(kind, span)
+    (algorithm,) = choices
     latency, slowest = _alpha_beta(algorithm, span, constants)
     # messages to all peers are in flight together, each at the rate of its own channel
     peers = span.size if kind == "all-to-all" else 1
@@ -184,6 +217,17 @@ def _exchange(
     flags = latency + larger(size / (peers * constants.flag_bandwidth), 2.0 * beta)
     bulk = latency + constants.exchange_handshake + beta + (beta * chunk_latency) ** 0.5
     return latency, smaller(flags, bulk)
+
+
+def _ring_of_sends(span: Span, size: Numeric, constants: LinkConstants) -> tuple[float, Numeric]:
+    """Return latency and time of P - 1 steps in which every rank sends to its neighbour: the slowest send of each."""
+    latency, time = 0.0, 0.0 * size
+    for tier in span.tiers:
+        alone = Span((tier,))
+        one, seconds = _exchange("send", algorithms("send", alone), alone, size, constants)
+        latency, time = max(latency, one), larger(time, seconds)
+    steps = span.size - 1
+    return steps * latency, steps * time
 
 
 def _alpha_beta(algorithm: Algorithm, span: Span, constants: LinkConstants) -> tuple[float, float]:
@@ -235,7 +279,7 @@ def _tree_tier(tier: Tier, *, outermost: bool) -> tuple[float, float, bool]:
         return 1.0 + 1.0 / size, 2.0, True
     if not outermost or tier.name == NODE:
         return scatter, 2.0 * (size - 1), False
-    return (1.0 if size == 2 else 2.0), 2.0 * math.ceil(math.log2(size)), False
+    return 2.0, 2.0 * math.ceil(math.log2(size)), False
 
 
 def _all_to_all(span: Span) -> Algorithm:
@@ -248,3 +292,21 @@ def _all_to_all(span: Span) -> Algorithm:
         # messages to all peers are in flight together; posting and matching them grows slowly
         hops.append(1.0 + math.log2(tier.size) if tier.size > 1 else 0.0)
     return Algorithm("all-to-all", tuple(traffic), (False,) * len(traffic), tuple(hops))
+
+
+def _limited(span: Span, copies: float, nodes: float) -> Algorithm:
+    plain = _all_to_all(span)
+    local = math.prod(tier.size for tier in span.tiers if tier.name == NODE)
+    machines = _distinct(min(nodes, span.size / local), copies)
+    ranks = machines * _distinct(local, copies / machines)
+    traffic = tuple(
+        (tier.size - 1) / tier.size * ranks / copies if tier.name == NODE else share * machines / copies
+        for tier, share in zip(span.tiers, plain.traffic, strict=True)
+    )
+    return plain._replace(traffic=traffic)
+
+
+def _distinct(places: float, copies: float) -> float:
+    """Return how many of equally likely places hold one of the copies of a row."""
+    found: float = places * (1.0 - (1.0 - 1.0 / places) ** copies)
+    return found

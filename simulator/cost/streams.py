@@ -14,7 +14,7 @@ TRANSACTION_BYTES = 64.0
 def stream_time(
     size: Numeric,
     flops: Numeric = 0.0,
-    kernels: int = 1,
+    kernels: Numeric = 1,
     *,
     peak: float,
     bandwidth: float,
@@ -32,7 +32,7 @@ def stream_time(
     ----------
     size, flops : number or array
         Bytes read and written; vector FLOPs.
-    kernels : int
+    kernels : number or array
         Kernels that share the bytes equally.
     peak, bandwidth : float
         Vector peak [FLOP/s] and memory bandwidth [B/s].
@@ -53,7 +53,7 @@ def stream_time(
         Seconds: the latency of the kernels, then the longest of arithmetic, scalar loads and stores, and memory. What fits in
         the cache is there: activations were written by the kernel before.
     """
-    kept = cached_share(size / kernels if reuse_distance is None else reuse_distance, cache)
+    kept = cached_share(size / larger(kernels, 1) if reuse_distance is None else reuse_distance, cache)
     memory = size * ((1.0 - kept) + kept / cache_bandwidth) / (bandwidth * memory_efficiency)
     compute = larger(flops / peak, scalar / scalar_rate)
     floor = base_latency * kernels

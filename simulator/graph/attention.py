@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from simulator.graph.context import exchanged
 from simulator.graph.graph import Operator, Shape
 from simulator.graph.layers import BlockBuilder, elementwise, linear, norm
-from simulator.graph.work import Attention, Elementwise, Matmul, Numeric
+from simulator.graph.work import Attention, Elementwise, Matmul, Numeric, Work
 from simulator.specs.model import LatentAttention, Model
 
 SOFTMAX_FLOPS = 5.0
@@ -42,6 +43,7 @@ def self_attention(
         b.hidden,
         q_width + 2 * kv_width,
         parallel="column",
+        parts={"q_proj": q_width, "k_proj": kv_width, "v_proj": kv_width},
         bias=model.attention_bias,
     )
     local_heads, local_kv = heads / b.tp, kv_heads / b.tp
@@ -61,6 +63,7 @@ def self_attention(
         q_width,
         b.hidden,
         parallel="row",
+        parts={"o_proj": b.hidden},
         bias=model.attention_output_bias,
     )
     return 2 * local_kv * dim
@@ -73,6 +76,8 @@ def cross_attention(
     dim, heads = model.attention_head_dim, model.num_attention_heads
     width = heads * dim
     encoder_rows = shape.batch * shape.sequence
+    if b.context is not None:
+        encoder_rows = encoder_rows / b.context
     b.tensor("encoder", encoder_rows * b.hidden / b.cut)
     linear(b, "cross.q", source, "cross.q.out", b.hidden, width, parallel="column", bias=model.attention_bias)
     linear(
@@ -106,7 +111,8 @@ def latent_attention(
 ) -> Numeric:
     """Add multi-head latent attention (DeepSeek-V2, section 2.1.2); absorbed in decode, expanded otherwise.
 
-    Down projections are replicated over the tensor-parallel group, heads are cut. Decode multiplies queries by the
+    Down projections are replicated over the tensor-parallel group (each rank on its own tokens with sequence parallelism),
+    heads are cut. Decode multiplies queries by the
     key up-projection and works on the latent cache directly, of kv_lora_rank + qk_rope_head_dim elements a token.
     """
     heads, rope, nope, value = (
@@ -116,14 +122,15 @@ def latent_attention(
         mla.v_head_dim,
     )
     rows, local = b.tokens, heads / b.tp
+    own = rows / b.cut
     queries = source
     if mla.q_lora_rank:
         queries = linear(
-            b, "attention.q_a", source, "q_a", b.hidden, mla.q_lora_rank, bias=model.attention_bias
+            b, "attention.q_a", source, "q_a", b.hidden, mla.q_lora_rank, bias=model.attention_bias, rows=own
         )
         queries = norm(
             b, "attention.q_norm", queries, "q_a.norm", "rmsnorm",
-            bias=False, width=mla.q_lora_rank, elements=rows * mla.q_lora_rank,
+            bias=False, width=mla.q_lora_rank, elements=own * mla.q_lora_rank,
         )  # fmt: skip
     linear(
         b,
@@ -135,10 +142,10 @@ def latent_attention(
         parallel="column",
     )
     latent = mla.kv_lora_rank + rope
-    linear(b, "attention.kv_a", source, "kv_a", b.hidden, latent, bias=model.attention_bias)
+    linear(b, "attention.kv_a", source, "kv_a", b.hidden, latent, bias=model.attention_bias, rows=own)
     norm(
         b, "attention.kv_norm", "kv_a", "kv_a.norm", "rmsnorm",
-        bias=False, width=mla.kv_lora_rank, elements=rows * mla.kv_lora_rank,
+        bias=False, width=mla.kv_lora_rank, elements=own * mla.kv_lora_rank,
     )  # fmt: skip
     _rotary(b, "q", rows * (local + 1) * rope)
     if shape.phase == "decode":
@@ -167,7 +174,10 @@ def latent_attention(
             causal=True,
             kv="kv",
         )
-    linear(b, "attention.output", "context", target, heads * value, b.hidden, parallel="row")
+    linear(
+        b, "attention.output", "context", target, heads * value, b.hidden,
+        parallel="row", parts={"o_proj": b.hidden},
+    )  # fmt: skip
     return latent
 
 
@@ -229,7 +239,7 @@ def _attention_core(
 ) -> None:
     queries, keys = shape.sequence, shape.context + shape.sequence
     saved = (q,) if kv is None else (q, kv)
-    out_elements = shape.batch * queries * heads * v_dim
+    rows = shape.batch * queries if b.context is None else shape.batch * queries / b.context
     name = f"{prefix}core" if prefix else "attention.core"
     if fused:
         decode = shape.phase == "decode"
@@ -248,13 +258,17 @@ def _attention_core(
         expanded = kv is not None and not prefix  # latent attention: never in the cache in this form
         tail = (_product_format(b), b.width if expanded else b.numerics.kv_bytes, b.width)
         stores = shape.phase in ("prefill", "decode") and kv is None
-        out = b.tensor(f"{prefix}context", out_elements)
-        statistics = b.tensor(f"{prefix}logsumexp", shape.batch * queries * heads, 4.0)
+        out = b.tensor(f"{prefix}context", rows * heads * v_dim)
+        statistics = b.tensor(f"{prefix}logsumexp", rows * heads, 4.0)
         sinks = heads if model.attention_sinks else 0
+        forward: tuple[Work, ...] = (Attention(*common, decode, False, *tail, stores),)
+        backward: tuple[Work, ...] = (Attention(*common, False, True, *tail),)
+        if b.context is not None:
+            whole = Attention(*common, False, False, *tail)
+            forward, backward = exchanged(whole, b.context, b.partition.context_exchange)
         b.add(
             Operator(
-                name, (Attention(*common, decode, False, *tail, stores),), (Attention(*common, False, True, *tail),), (),
-                sinks, saved, (out, statistics), (*saved, out, statistics), core=True,
+                name, forward, backward, (), sinks, saved, (out, statistics), (*saved, out, statistics), core=True,
             )
         )  # fmt: skip
         return

@@ -10,7 +10,9 @@ from simulator.graph.attention import cross_attention, latent_attention, self_at
 from simulator.graph.experts import moe_mlp
 from simulator.graph.graph import Block, ModelGraph, Numerics, Operator, Partition, Shape
 from simulator.graph.layers import BlockBuilder, accumulated, dropout_add, elementwise, linear, mlp, norm
+from simulator.graph.separate import separate
 from simulator.graph.work import Collective, CollectiveKind, Elementwise, Gather, Matmul, Numeric
+from simulator.specs.errors import MemroofError
 from simulator.specs.model import Model
 
 LOGIT_BYTES = 4.0
@@ -25,6 +27,8 @@ def build(
     *,
     fused_attention: bool = True,
     fused_loss: bool = True,
+    wide_loss: bool = True,
+    joined_projections: bool = True,
 ) -> ModelGraph:
     """Build the graph of one rank's share of a model.
 
@@ -43,20 +47,48 @@ def build(
     fused_loss : bool
         Cross entropy in one kernel each way, or conversion, maximum, exponentials, sums and their gradients as kernels
         of their own.
+    wide_loss : bool
+        Whether a fused loss keeps an fp32 copy of the logits (Megatron-Core's fusion), or converts them on the way and keeps
+        them in 16 bits (compiled losses, Liger, Transformer Engine's).
+    joined_projections : bool
+        Queries, keys and values, and gate and up, in one product each, or each projection in one of its own.
 
     Returns
     -------
     ModelGraph
         Embedding, distinct blocks, the order of layers, and head.
+
+    Raises
+    ------
+    MemroofError
+        If sequences are cut where attention has no kernels for it, or experts otherwise than what surrounds them where
+        tensor-parallel ranks hold the same tokens.
     """
+    _check(partition, fused_attention)
     build_layers = {"decoder": _decoder, "encoder": _encoder, "encoder-decoder": _encoder_decoder}[
         model.family
     ]
     blocks, layers = build_layers(model, shape, partition, numerics, fused_attention)
-    tokens = _decoder_tokens(model, shape)
+    tokens = _of_rank(_decoder_tokens(model, shape), partition)
     embedding = _embedding(model, tokens, partition, numerics)
-    head = _head(model, shape, tokens, partition, numerics, fused_loss)
+    head = _head(model, shape, tokens, partition, numerics, fused_loss, wide_loss or not fused_loss)
+    if not joined_projections:
+        blocks = tuple(separate(block) for block in blocks)
     return ModelGraph(model.name, embedding, blocks, layers, head, numerics)
+
+
+def _check(partition: Partition, fused_attention: bool) -> None:
+    if partition.cuts_context and not fused_attention:
+        raise MemroofError("context parallelism needs fused attention: separate kernels see whole sequences")
+    if (
+        partition.expert_axis != "tensor"
+        and not partition.sequence_parallel
+        and np.any(np.asarray(partition.tensor) > 1)
+    ):
+        raise MemroofError(
+            "experts cut otherwise than the layers around them need sequence parallelism: without it all tensor-parallel "
+            "ranks would send the same tokens"
+        )
 
 
 Layers = tuple[tuple[Block, ...], tuple[int, ...]]
@@ -132,7 +164,7 @@ def _block(
     name: str,
     cross: Shape | None = None,
 ) -> Block:
-    tokens = shape.batch * shape.sequence
+    tokens = _of_rank(shape.batch * shape.sequence, partition)
     b = BlockBuilder(name, tokens, model.hidden_size, partition, numerics)
     b.tensor("input", tokens * model.hidden_size / b.cut)
     sublayer = _Sublayers(b, model)
@@ -202,7 +234,7 @@ def _finish_parallel(b: BlockBuilder, model: Model, entered: str, kv_width: Nume
 
 
 def _embedding(model: Model, tokens: Numeric, partition: Partition, numerics: Numerics) -> Block:
-    b = BlockBuilder("embedding", tokens, model.hidden_size, partition, numerics)
+    b = BlockBuilder("embedding", tokens, model.hidden_size, partition, numerics.wide)
     width = model.embedding_size or model.hidden_size
     b.tensor("input", tokens, 8.0)
     tables = model.vocab_size * width / b.tp
@@ -233,11 +265,11 @@ def _embedding(model: Model, tokens: Numeric, partition: Partition, numerics: Nu
 
 
 def _head(
-    model: Model, shape: Shape, tokens: Numeric, partition: Partition, numerics: Numerics, fused_loss: bool
+    model: Model, shape: Shape, tokens: Numeric, partition: Partition, numerics: Numerics, fused_loss: bool, wide: bool
 ) -> Block:
     training = shape.phase == "forward"
     rows = tokens if training else shape.batch
-    b = BlockBuilder("head", rows, model.hidden_size, partition, numerics)
+    b = BlockBuilder("head", rows, model.hidden_size, partition, numerics.wide)
     b.tensor("input", rows * model.hidden_size / b.cut)
     source = "input"
     bias = norm_has_bias(model)
@@ -258,7 +290,7 @@ def _head(
     width = model.embedding_size or model.hidden_size
     if width != model.hidden_size:
         source = linear(b, "head.projection", source, "narrowed", model.hidden_size, width)
-    _logits(b, model, source, width, rows, partition, fused_loss)
+    _logits(b, model, source, width, rows, partition, fused_loss, wide)
     return b.build()
 
 
@@ -270,10 +302,12 @@ def _logits(
     rows: Numeric,
     partition: Partition,
     fused_loss: bool,
+    wide: bool,
 ) -> None:
     vocabulary, compute = model.vocab_size / b.tp, b.numerics.compute
     elements = rows * vocabulary
-    logits = b.tensor("logits", elements, LOGIT_BYTES)
+    logits = b.tensor("logits", elements)
+    probabilities = (b.tensor("probabilities", elements, LOGIT_BYTES),) if wide else ()
 
     def product(m: Numeric, n: Numeric, k: Numeric, right: float, out: float) -> Matmul:
         return Matmul(m, n, k, 1, compute, b.width, right, out)
@@ -282,6 +316,7 @@ def _logits(
     full = rows * width * b.width
     scattered = partition.sequence_parallel
     gather = (Collective("all-gather", "tensor", full),) if scattered else ()
+    again = tuple(replace(work, hidden_by="input-gradient") for work in gather)
     reduce = Collective(
         "reduce-scatter" if scattered else "all-reduce", "tensor", full, hidden_by="weight-gradient"
     )
@@ -290,26 +325,35 @@ def _logits(
     )
     b.add(
         Operator(
-            "logits", (*gather, product(rows, vocabulary, width, weight, LOGIT_BYTES if fused_loss else b.width)),
+            "logits", (*gather, product(rows, vocabulary, width, weight, LOGIT_BYTES if fused_loss and wide else b.width)),
             (product(rows, width, vocabulary, weight, b.width), reduce),
-            accumulated(b, width, vocabulary, rows), parameters, (source,), (logits,), (source,),
+            (*again, *accumulated(b, width, vocabulary, rows)), parameters, (source,), (logits,), (source,),
         )
     )  # fmt: skip
     statistics = Collective("all-reduce", "tensor", 3.0 * rows * 4.0)
     b.tensor("loss", rows, 4.0)
     # vocabulary-parallel cross entropy: maximum, sum of exponentials and the target's logit are reduced
-    forward, backward = _cross_entropy(elements, b.width, fused=fused_loss)
-    b.add(Operator("loss", (forward, statistics), (backward,), (), 0, (logits,), ("loss",), (logits,)))
+    forward, backward = _cross_entropy(elements, b.width, fused=fused_loss, wide=wide)
+    # PyTorch's log-softmax is written beside the converted logits; its gradient and theirs, in fp32, beside it
+    scratch = (0.0, 0.0) if fused_loss else (elements * LOGIT_BYTES, elements * (2.0 * LOGIT_BYTES - b.width))
+    b.add(
+        Operator(
+            "loss", (forward, statistics), (backward,), (), 0, (logits,), ("loss", *probabilities), probabilities or (logits,),
+            scratch=scratch,
+        )
+    )  # fmt: skip
 
 
-def _cross_entropy(elements: Numeric, width: float, *, fused: bool) -> tuple[Elementwise, Elementwise]:
+def _cross_entropy(elements: Numeric, width: float, *, fused: bool, wide: bool) -> tuple[Elementwise, Elementwise]:
     """Kernels of the loss on ``elements`` logits, forward and backward.
 
     Fused: two readings (maximum; exponentials and their sum) and a writing, then one of each. Kernels of their own, as
     Megatron-LM's ``vocab_parallel_cross_entropy`` has them: conversion to fp32, maximum, difference, exponential, sum and
     quotient forward; product with the loss's gradient and conversion backward.
     """
-    full = elements * LOGIT_BYTES
+    full = elements * (LOGIT_BYTES if wide else width)
+    if fused and not wide:
+        return Elementwise(2.0 * full, 0.0, 5.0 * elements), Elementwise(full, full, 2.0 * elements)
     if fused:
         return Elementwise(2.0 * full, full, 5.0 * elements), Elementwise(full, full, 2.0 * elements)
     half = elements * width
@@ -342,6 +386,10 @@ def _window(model: Model, layer: int) -> float:
 def _name(moe: bool, window: float) -> str:
     kind = "MoE layer" if moe else "layer"
     return kind if np.isinf(window) else f"{kind}, window {window:.0f}"
+
+
+def _of_rank(tokens: Numeric, partition: Partition) -> Numeric:
+    return tokens / partition.context if partition.cuts_context else tokens
 
 
 def _decoder_tokens(model: Model, shape: Shape) -> Numeric:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from simulator.graph.graph import Operator
-from simulator.graph.layers import ACTIVATION_FLOPS, BlockBuilder, accumulated, elementwise, linear, mlp
+from simulator.graph.graph import Matrix, Operator
+from simulator.graph.layers import (
+    ACTIVATION_FLOPS,
+    BlockBuilder,
+    accumulated,
+    elementwise,
+    linear,
+    mlp,
+    quantised,
+)
+from simulator.graph.quantise import activation_width, scaled, weight_width
 from simulator.graph.routing import Routed, routed
 from simulator.graph.work import Collective, CollectiveKind, Elementwise, Matmul, Numeric, Route, Work
 from simulator.specs.model import MixtureOfExperts, Model
@@ -16,24 +27,35 @@ def moe_mlp(
 ) -> str:
     """Add the MoE sublayer of a block.
 
-    Experts are cut over the expert-parallel group and each expert over the tensor-parallel group. Tokens of all ranks
-    of the expert-parallel group meet in its experts, so that the tokens of one local expert do not depend on the
-    group's size; the weights of experts that no token reaches are not read. ``skew`` is the exponent of the power law of the
-    experts' loads (see :func:`simulator.graph.routing.routed`); the rank described is then the busiest. 0 is uniform.
+    Experts are cut over the expert-parallel group and each expert over its own tensor-parallel group. Tokens of all ranks
+    of both groups meet in the experts, so that the tokens of one local expert do not depend on the size of the
+    expert-parallel group; the weights of experts that no token reaches are not read. With a capacity every expert has as many
+    slots, sent and computed whether filled or not (see :func:`simulator.graph.routing.dropped_share`). ``skew`` is the
+    exponent of the power law of the experts' loads (see :func:`simulator.graph.routing.routed`); the rank described is then
+    the busiest. 0 is uniform.
     """
-    ep, tp = b.partition.expert, b.tp
+    partition = b.partition
+    ep = partition.expert
+    tp = b.tp if partition.expert_tensor is None else partition.expert_tensor
     tokens, top_k, experts, width = (
         b.tokens,
         moe.num_experts_per_tok,
         moe.num_experts,
         moe.moe_intermediate_size,
     )
-    linear(b, "moe.router", source, "router", b.hidden, experts, bias=moe.router_bias)
-    elementwise(b, "moe.top_k", ("router",), "routing", tokens * experts, flops=4.0, saves=("router",))
-    copies = tokens * top_k / b.cut
-    load = routed(tokens * ep, experts, top_k, ep, skew=skew)
+    own = tokens / b.cut
+    linear(b.wide, "moe.router", source, "router", b.hidden, experts, bias=moe.router_bias, rows=own)
+    elementwise(b, "moe.top_k", ("router",), "routing", own * experts, flops=4.0, saves=("router",))
+    joined = tokens if partition.expert_axis == "tensor" else tokens * tp / b.tp
+    load = routed(joined * ep, experts, top_k, ep, skew=skew, capacity=partition.expert_capacity)
+    exchange = _Exchange(
+        own * top_k * (partition.expert_capacity or 1.0) * b.hidden * b.width,
+        joined * b.hidden * b.width,
+        _where(ep, load.copies, joined) * b.hidden * b.width,
+        top_k,
+    )
     dispatched = b.tensor("dispatched", load.copies * b.hidden)
-    b.add(_permute(b, "moe.dispatch", source, dispatched, copies * b.hidden, routes=load.copies))
+    b.add(_permute(b, "moe.dispatch", source, dispatched, exchange, routes=load.copies))
     gated = 2 if model.gated_mlp else 1
     up = _grouped(
         b, "moe.up", dispatched, "moe.up.out", load, skew, experts / ep, gated * width / tp, b.hidden, moe
@@ -47,7 +69,7 @@ def moe_mlp(
     )
     combined = "moe.combined" if moe.num_shared_experts else target
     b.tensor(combined, tokens * b.hidden / b.cut)
-    b.add(_permute(b, "moe.combine", down, combined, copies * b.hidden, reduce=True))
+    b.add(_permute(b, "moe.combine", down, combined, exchange, reduce=True))
     if not moe.num_shared_experts:
         return combined
     shared_width = moe.shared_intermediate_size or moe.num_shared_experts * width
@@ -56,8 +78,27 @@ def moe_mlp(
         gated=model.gated_mlp, activation=model.activation, bias=False,
     )  # fmt: skip
     if moe.shared_expert_gate:
-        linear(b, "moe.shared.gate", source, "moe.shared.gate.out", b.hidden, 1)
+        linear(b.wide, "moe.shared.gate", source, "moe.shared.gate.out", b.hidden, 1, rows=own)
     return elementwise(b, "moe.add", (combined, shared), target, tokens * b.hidden / b.cut)
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """Bytes that a rank exchanges with the others of its experts."""
+
+    copies: Numeric
+    """Of the copies of its own tokens."""
+    tokens: Numeric
+    """Of the tokens of all ranks that share each expert."""
+    gathered: Numeric
+    """That those ranks see after gathering: what has arrived, or all tokens where none had to go further."""
+    top_k: int
+
+
+def _where(expert: Numeric, exchanged: Numeric, alone: Numeric) -> Numeric:
+    if isinstance(expert, (int, float)):
+        return exchanged if expert > 1 else alone
+    return np.where(np.asarray(expert) > 1, exchanged, alone)
 
 
 def _permute(
@@ -65,31 +106,32 @@ def _permute(
     name: str,
     source: str,
     target: str,
-    elements: Numeric,
+    exchange: _Exchange,
     *,
     routes: Numeric | None = None,
     reduce: bool = False,
 ) -> Operator:
     """Sort token copies by expert (``routes`` of them arrive) or back, with the all-to-all of the expert-parallel group.
 
-    With tensor parallelism the experts' partial outputs are also reduced over the tensor-parallel group.
+    Ranks that share each expert also gather what has arrived and reduce their partial outputs (Megatron-Core's all-to-all
+    dispatcher); where they hold the same tokens anyway, they reduce tokens at the end.
     """
-    size = elements * b.width
-    works: list[Work] = [Elementwise(size, size), Collective("all-to-all", "expert", size)]
+    size, nodes = exchange.copies, b.partition.expert_nodes
+    crossing = Collective("all-to-all", "expert", size, copies=exchange.top_k, nodes=nodes)
+    works: list[Work] = [Elementwise(size, size), crossing]
     kind: CollectiveKind = "reduce-scatter" if reduce else "all-gather"
     backward_kind: CollectiveKind = "all-gather" if reduce else "reduce-scatter"
-    scattered = b.partition.sequence_parallel
-    full = b.tokens * b.hidden * b.width
+    axis = b.partition.expert_axis
     # the backward pass goes the way back that the forward pass has sorted
     forward = [*works] if routes is None else [Route(routes), *works]
     backward = [*works]
-    if scattered:
-        forward.append(Collective(kind, "tensor", full))
-        backward.append(Collective(backward_kind, "tensor", full))
+    if b.partition.sequence_parallel or axis != "tensor":
+        forward.append(Collective(kind, axis, exchange.gathered))
+        backward.append(Collective(backward_kind, axis, exchange.gathered))
     elif reduce:
-        forward.append(Collective("all-reduce", "tensor", full))
+        forward.append(Collective("all-reduce", axis, exchange.tokens))
     else:
-        backward.append(Collective("all-reduce", "tensor", full))
+        backward.append(Collective("all-reduce", axis, exchange.tokens))
     return Operator(name, tuple(forward), tuple(backward), (), 0, (source,), (target,))
 
 
@@ -105,12 +147,13 @@ def _grouped(
     k: Numeric,
     moe: MixtureOfExperts,
 ) -> str:
-    compute, width, weight = b.numerics.compute, b.width, b.numerics.weight_bytes
+    numerics, width = b.numerics, b.width
+    operand, weight = activation_width(numerics), weight_width(numerics)
     active = load.active
     rows = load.copies / np.maximum(active, 1e-9)
     written = b.tensor(target, load.copies * n)
     # rows of an expert are Poisson where routing is uniform
-    spread = 0.0 if skew else np.maximum(rows, 1.0) ** -0.5
+    spread = 0.0 if skew or load.even else np.maximum(rows, 1.0) ** -0.5
 
     def product(m: Numeric, n: Numeric, k: Numeric, right: float) -> Matmul:
         return Matmul(
@@ -118,22 +161,23 @@ def _grouped(
             n,
             k,
             active,
-            compute,
-            width,
+            numerics.compute,
+            operand,
             right,
             width,
             grouped=True,
+            scaled=scaled(numerics),
             spread=spread,
             skew=skew,
             reach=load.reach,
         )
 
-    parameters = local * (n * k + (n if moe.expert_bias else 0))
-    b.add(
-        Operator(
-            name, (product(rows, n, k, weight),), (product(rows, k, n, weight),),
-            accumulated(b, k, n, rows, active, grouped=True),
-            parameters, (source,), (written,), (source,), expert=True,
-        )
+    biases = local * n if moe.expert_bias else 0
+    operator = Operator(
+        name, (product(rows, n, k, weight),), (product(rows, k, n, weight),),
+        accumulated(b, k, n, rows, active, grouped=True),
+        local * n * k + biases, (source,), (written,), (source,), expert=True,
+        matrices=(Matrix(name, k, n, local, "row" if name.endswith("down") else "column"),), biases=biases,
     )  # fmt: skip
+    b.add(quantised(b, operator, local * n * k, load.copies * n))
     return written

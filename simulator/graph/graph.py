@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from simulator.graph.work import Numeric, Work
+from simulator.graph.work import Axis, Numeric, Work
 
 if TYPE_CHECKING:
     import networkx
 
 Phase = Literal["forward", "prefill", "decode"]
+ContextExchange = Literal["all-gather", "ring", "all-to-all"]
 Recompute = Literal["none", "selective", "full", "optimal"]
+Scaling = Literal["none", "delayed", "tensor", "block", "mxfp8", "nvfp4"]
+Cut = Literal["none", "column", "row"]
 
 FORMAT_BYTES: Mapping[str, float] = {
     "fp64": 8.0, "fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0,
@@ -41,11 +44,33 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """How one rank's share is cut: tensor- and expert-parallel degrees (arrays allowed), sequence parallelism."""
+    """How one rank's share is cut; degrees may be arrays."""
 
     tensor: Numeric = 1
     expert: Numeric = 1
     sequence_parallel: bool = False
+    """Norms, dropouts and residuals are cut along the sequence over the tensor-parallel group."""
+    context: Numeric = 1
+    """Ranks that each sequence is cut over."""
+    context_exchange: ContextExchange = "all-gather"
+    """How queries of one rank see keys of another: see :mod:`simulator.graph.context`."""
+    expert_tensor: Numeric | None = None
+    """Ranks that each expert is cut over; as many as ``tensor`` if absent."""
+    expert_capacity: float | None = None
+    """Slots of an expert over its mean load, all of them computed; if absent, as many as come."""
+    expert_nodes: int | None = None
+    """Nodes that the experts of one token lie in at most."""
+
+    @property
+    def cuts_context(self) -> bool:
+        """Whether sequences are cut, in any of an array's cases."""
+        return bool(np.any(np.asarray(self.context) > 1))
+
+    @property
+    def expert_axis(self) -> Axis:
+        """The axis whose group shares each expert."""
+        same = self.expert_tensor is None or np.array_equal(self.expert_tensor, self.tensor)
+        return "tensor" if same else "expert-tensor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +85,16 @@ class Numerics:
     """Of the sums that weight gradients of micro-batches are added to."""
     fused_accumulation: bool = True
     """Whether the product adds to these sums itself, or writes a gradient that another kernel adds."""
+    scaling: Scaling = "none"
+    """How operands of linear layers get their scales in training: see :mod:`simulator.graph.quantise`. ``none``: products in
+    ``compute`` of operands that somebody else has quantised."""
+    narrow_parameters: bool = False
+    """With ``scaling``: whether parameters of linear layers are kept in its format alone, not in 16 bits beside it."""
+
+    @property
+    def wide(self) -> Numerics:
+        """Of what stays in 16 bits where linear layers are quantised in training: router, head, low-rank adapters."""
+        return self if self.scaling == "none" else replace(self, compute="bf16", scaling="none")
 
     @staticmethod
     def of(
@@ -80,6 +115,23 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """A weight matrix of one rank: a linear layer, one projection of a joined one, or ``count`` experts."""
+
+    name: str
+    inputs: Numeric
+    outputs: Numeric
+    count: Numeric = 1
+    cut: Cut = "none"
+    """Which dimension the tensor-parallel group shares: outputs (column) or inputs (row)."""
+
+    @property
+    def elements(self) -> Numeric:
+        """Weights, without biases."""
+        return self.inputs * self.outputs * self.count
+
+
+@dataclass(frozen=True, slots=True)
 class Operator:
     """One step of a block: its work forward and backward, its parameters and the tensors it touches."""
 
@@ -92,11 +144,39 @@ class Operator:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     saves: tuple[str, ...] = ()
-    """Tensors (inputs, outputs or masks) that its backward pass needs."""
+    """Tensors (inputs, outputs or masks) that its backward pass needs; where it has a weight gradient, that alone needs them."""
     core: bool = False
     """Part of the attention core, which selective recomputation repeats (Korthikanti et al. 2022, section 5)."""
     expert: bool = False
     """Its parameters are cut over the expert-parallel group."""
+    matrices: tuple[Matrix, ...] = ()
+    """The weight matrices among its parameters."""
+    biases: Numeric = 0
+    """Elements of biases among its parameters."""
+    trainable: Numeric | None = None
+    """Elements that a gradient and optimizer states are kept for; all if absent."""
+    stored: Numeric | None = None
+    """Bytes of its weights through a step, all copies in all formats; parameters as the graph's numerics keep them if absent."""
+    step: tuple[Work, ...] = ()
+    """Work once a step, whatever the count of micro-batches: weights cast, perturbed."""
+    detached: bool = False
+    """Runs forward alone and is never computed again: a frozen reference's."""
+    scratch: tuple[Numeric, Numeric] = (0, 0)
+    """Bytes that its kernels need beside its tensors while they run, forward and backward."""
+
+    @property
+    def cast_copy(self) -> str:
+        """Name of the quantised copy of its input, where it makes one."""
+        return f"{self.name}.input"
+
+    @property
+    def trained(self) -> Numeric:
+        """Elements that a gradient and optimizer states are kept for."""
+        return self.parameters if self.trainable is None else self.trainable
+
+    def stored_bytes(self, numerics: Numerics) -> Numeric:
+        """Bytes of its weights through a step [B]."""
+        return self.parameters * numerics.weight_bytes if self.stored is None else self.stored
 
     @property
     def backward(self) -> tuple[Work, ...]:
@@ -116,6 +196,8 @@ class Block:
     """Elements of the KV cache that one token takes on this rank."""
     kv_window: float = np.inf
     """Tokens of a sequence that the cache keeps at most."""
+    reversible: bool = False
+    """Keeps nothing for the backward pass, which finds the block's inputs from its outputs by running it once more."""
 
     @property
     def parameters(self) -> Numeric:
@@ -127,38 +209,82 @@ class Block:
         """Elements on this rank that are cut over the expert-parallel group."""
         return sum((op.parameters for op in self.operators if op.expert), start=0)
 
+    @property
+    def trainable_parameters(self) -> Numeric:
+        """Elements on this rank that a gradient and optimizer states are kept for."""
+        return sum((op.trained for op in self.operators), start=0)
+
+    @property
+    def trainable_expert_parameters(self) -> Numeric:
+        """Those of them that are cut over the expert-parallel group."""
+        return sum((op.trained for op in self.operators if op.expert), start=0)
+
+    @property
+    def trains(self) -> bool:
+        """Whether any operator has a backward pass."""
+        return any(op.backward for op in self.operators)
+
+    def stored_bytes(self, numerics: Numerics) -> Numeric:
+        """Bytes of its weights through a step, all copies in all formats [B]."""
+        own = [op for op in self.operators if op.stored is not None]
+        others = self.parameters - sum((op.parameters for op in own), start=0)
+        return others * numerics.weight_bytes + sum((op.stored_bytes(numerics) for op in own), start=0.0)
+
+    def step_works(self) -> tuple[Work, ...]:
+        """Work once a step, whatever the count of micro-batches."""
+        return tuple(work for operator in self.operators for work in operator.step)
+
     def works(
         self, part: Literal["forward", "input_gradient", "weight_gradient"] = "forward"
     ) -> tuple[Work, ...]:
         """All work of a pass, in order."""
         return tuple(work for operator in self.operators for work in getattr(operator, part))
 
-    def recomputed(self, recompute: Recompute) -> tuple[Operator, ...]:
-        """Operators whose forward pass is run again before their backward pass."""
-        if recompute == "full":
-            return self.operators
+    def recomputed(self, recompute: Recompute | frozenset[str]) -> tuple[Operator, ...]:
+        """Operators whose forward pass is run again before their backward pass: of a strategy, or those named."""
+        if self.reversible or (recompute == "full" and self.trains):
+            return tuple(op for op in self.operators if not op.detached)
+        if isinstance(recompute, frozenset):
+            return tuple(op for op in self.operators if op.name in recompute)
         return tuple(op for op in self.operators if op.core) if recompute == "selective" else ()
 
-    def saved(self, recompute: Recompute = "none") -> dict[str, Numeric]:
+    def lost(self, recompute: Recompute | frozenset[str]) -> frozenset[str]:
+        """Tensors that recomputed operators write and that are dropped after the forward pass.
+
+        A tensor is dropped where all its writers run again, also if others need it (output-discarding checkpoints of
+        Megatron-Core, MUST_RECOMPUTE of PyTorch's selective checkpoints); but the output of a repeated attention core stays
+        where the layer behind it needs it (Korthikanti et al. 2022, section 5).
+        """
+        again = {op.name for op in self.recomputed(recompute)}
+        stays = {name for op in self.operators if op.name not in again for name in op.saves}
+        lost: set[str] = set()
+        found: set[str] = set()
+        for op in self.operators:
+            for name in op.outputs:
+                cast = name == op.cast_copy and op.inputs[0] in lost
+                gone = cast or (op.name in again and not (op.core and name in stays))
+                lost = lost | {name} if gone and (name not in found or name in lost) else lost - {name}
+                found.add(name)
+        return frozenset(lost)
+
+    def saved(self, recompute: Recompute | frozenset[str] = "none") -> dict[str, Numeric]:
         """Bytes that stay in memory until the backward pass, by tensor.
 
-        A recomputed set of operators keeps only what enters it from outside; every other operator keeps what its
-        backward pass needs. A tensor that several operators need is kept once.
+        Recomputed operators keep what they read and their backward pass needs, unless it is computed again itself; every
+        other operator keeps what its backward pass needs. A tensor that several operators need is kept once.
         """
-        again = self.recomputed(recompute)
-        produced = {name for op in again for name in op.outputs}
+        if self.reversible or not self.trains:
+            return {}
+        again, lost = {op.name for op in self.recomputed(recompute)}, self.lost(recompute)
         kept: dict[str, Numeric] = {}
         for operator in self.operators:
-            names = operator.inputs if operator in again else operator.saves
-            for name in names:
-                if operator in again and name in produced:
-                    continue
-                kept[name] = self.tensors[name].size
-        if recompute == "full":
-            kept = {self.input: self.tensors[self.input].size}
+            names = operator.inputs if operator.name in again else ()
+            for name in (*names, *operator.saves):
+                if name not in lost:
+                    kept[name] = self.tensors[name].size
         return kept
 
-    def saved_bytes(self, recompute: Recompute = "none") -> Numeric:
+    def saved_bytes(self, recompute: Recompute | frozenset[str] = "none") -> Numeric:
         """Sum of :meth:`saved` [B]."""
         return sum(self.saved(recompute).values(), start=0.0)
 
@@ -204,9 +330,14 @@ class ModelGraph:
         return sum((block.parameters * count for block, count in self.all_blocks), start=0)
 
     @property
+    def trainable_parameters(self) -> Numeric:
+        """Elements on this rank that a gradient and optimizer states are kept for."""
+        return sum((block.trainable_parameters * count for block, count in self.all_blocks), start=0)
+
+    @property
     def weight_bytes(self) -> Numeric:
         """Parameters as stored [B]."""
-        return self.parameters * self.numerics.weight_bytes
+        return sum((block.stored_bytes(self.numerics) * count for block, count in self.all_blocks), start=0.0)
 
     def kv_bytes(self, tokens: Numeric) -> Numeric:
         """KV cache of a sequence of ``tokens`` on this rank [B]."""

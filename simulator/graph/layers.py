@@ -8,17 +8,17 @@ input, row-parallel products reduce their output.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-from simulator.graph.graph import Block, Numerics, Operator, Partition, Tensor
+from simulator.graph.graph import Block, Cut, Matrix, Numerics, Operator, Partition, Tensor
+from simulator.graph.quantise import activation_width, cast, scaled, stored_weights, weight_width
 from simulator.graph.work import Collective, CollectiveKind, Elementwise, Matmul, Numeric, Work
 
 MASK_BYTES = 1.0
 """A dropout mask takes one byte an element (Korthikanti et al. 2022, section 4.1)."""
 NORM_FLOPS = {"layernorm": 7.0, "rmsnorm": 4.0}
 ACTIVATION_FLOPS = {"gelu": 10.0, "relu": 1.0, "silu": 6.0}
-Parallel = Literal["none", "column", "row"]
 
 
 @dataclass
@@ -44,9 +44,19 @@ class BlockBuilder:
         return self.partition.tensor if self.partition.sequence_parallel else 1
 
     @property
+    def context(self) -> Numeric | None:
+        """Context-parallel degree; nothing where sequences are not cut."""
+        return self.partition.context if self.partition.cuts_context else None
+
+    @property
     def width(self) -> float:
         """Bytes of one activation."""
         return self.numerics.activation_bytes
+
+    @property
+    def wide(self) -> BlockBuilder:
+        """The same block for operators that stay in 16 bits where linear layers are quantised."""
+        return replace(self, numerics=self.numerics.wide)
 
     def tensor(self, name: str, elements: Numeric, width: float | None = None) -> str:
         """Register a tensor of ``elements`` on this rank; returns its name."""
@@ -93,7 +103,8 @@ def linear(
     inputs: Numeric,
     outputs: Numeric,
     *,
-    parallel: Parallel = "none",
+    parallel: Cut = "none",
+    parts: Mapping[str, Numeric] | None = None,
     bias: bool = False,
     rows: Numeric | None = None,
     saves_input: bool = True,
@@ -104,43 +115,78 @@ def linear(
     ``column`` cuts outputs over the tensor-parallel group and, with sequence parallelism, gathers the input first;
     ``row`` cuts inputs and reduces the output. In the backward pass the collective of the input gradient runs beside
     the weight-gradient product and the repeated gather beside the input-gradient product, as in Megatron-LM's
-    asynchronous linear layers. ``gathers=False`` where an earlier column-parallel product has gathered already.
+    asynchronous linear layers; each may also follow its own product chunk by chunk. ``gathers=False`` where an earlier
+    column-parallel product has gathered already. ``parts`` are the projections that the layer joins, by name, with their outputs.
+
+    Quantised training casts the input, keeps the cast copy for the weight gradient instead, casts the output's gradient, and
+    gathers what it has cast (Transformer Engine's linear layers); weights are cast once a step.
     """
     rows = b.tokens if rows is None else rows
     tp, width = b.tp, b.width
     n = outputs / tp if parallel == "column" else outputs
     k = inputs / tp if parallel == "row" else inputs
-    weight = b.numerics.weight_bytes
-    forward: list[Work] = [_matmul(b, rows, n, k, weight)]
-    input_gradient: list[Work] = [_matmul(b, rows, k, n, weight)]
+    forward: list[Work] = [_matmul(b, rows, n, k)]
+    input_gradient: list[Work] = [_matmul(b, rows, k, n)]
     weight_gradient: list[Work] = [*accumulated(b, k, n, rows)]
-    full = rows * (inputs if parallel == "column" else outputs) * width
+    full = rows * (inputs if parallel == "column" else outputs)
+    narrow, full = full * activation_width(b.numerics), full * width
     scattered = b.partition.sequence_parallel
     if parallel == "column" and gathers:
         if scattered:
-            forward.insert(0, Collective("all-gather", "tensor", full))
-            weight_gradient.insert(0, Collective("all-gather", "tensor", full, hidden_by="input-gradient"))
+            forward.insert(0, Collective("all-gather", "tensor", narrow, chunked=True))
+            weight_gradient.insert(0, Collective("all-gather", "tensor", narrow, hidden_by="input-gradient"))
         reduce: CollectiveKind = "reduce-scatter" if scattered else "all-reduce"
-        input_gradient.append(Collective(reduce, "tensor", full, hidden_by="weight-gradient"))
+        input_gradient.append(
+            Collective(reduce, "tensor", full, hidden_by="weight-gradient", chunked=scattered)
+        )
     if parallel == "row":
-        forward.append(Collective("reduce-scatter" if scattered else "all-reduce", "tensor", full))
+        closing: CollectiveKind = "reduce-scatter" if scattered else "all-reduce"
+        forward.append(Collective(closing, "tensor", full, chunked=scattered))
         if scattered:
-            input_gradient.insert(0, Collective("all-gather", "tensor", full))
+            input_gradient.insert(0, Collective("all-gather", "tensor", narrow, chunked=True))
     written = b.tensor(target, rows * n / (b.cut if parallel == "row" else 1))
     if bias:  # its gradient is the sum of the output's gradient over rows
         weight_gradient.append(Elementwise(b.tensors[written].size, 0.0, rows * n))
-    parameters = n * k + ((n if parallel != "row" else outputs) if bias else 0)
-    b.add(
-        Operator(
-            name, tuple(forward), tuple(input_gradient), tuple(weight_gradient), parameters,
-            (source,), (written,), (source,) if saves_input else (),
-        )
+    biases = (n if parallel != "row" else outputs) if bias else 0
+    shared = outputs / n if parallel == "column" else 1
+    matrices = tuple(
+        Matrix(part, k, size / shared, 1, parallel) for part, size in (parts or {name: outputs}).items()
+    )
+    operator = Operator(
+        name, tuple(forward), tuple(input_gradient), tuple(weight_gradient), n * k + biases,
+        (source,), (written,), (source,) if saves_input else (), matrices=matrices, biases=biases,
     )  # fmt: skip
+    b.add(quantised(b, operator, n * k, b.tensors[written].size / width))
     return written
 
 
-def _matmul(b: BlockBuilder, m: Numeric, n: Numeric, k: Numeric, right: float) -> Matmul:
-    return Matmul(m, n, k, 1, b.numerics.compute, b.width, right, b.width)
+def quantised(b: BlockBuilder, operator: Operator, weights: Numeric, outputs: Numeric) -> Operator:
+    """Return a linear operator with the casts of its input, of its output's gradient and, once a step, of its weights.
+
+    ``outputs`` are the elements of its output on this rank. Nothing changes where nothing is quantised on the way.
+    """
+    numerics = b.numerics
+    source = operator.inputs[0]
+    elements = b.tensors[source].size / b.width
+    kernels = cast(numerics, elements)
+    if not kernels:
+        return operator
+    copy = b.tensor(operator.cast_copy, elements, activation_width(numerics))
+    return replace(
+        operator,
+        forward=(*kernels, *operator.forward),
+        input_gradient=(*cast(numerics, outputs), *operator.input_gradient),
+        outputs=(*operator.outputs, copy),
+        saves=tuple(copy if name == source else name for name in operator.saves),
+        stored=stored_weights(numerics, weights, operator.biases),
+        step=cast(numerics, weights, weight=True),
+    )
+
+
+def _matmul(b: BlockBuilder, m: Numeric, n: Numeric, k: Numeric) -> Matmul:
+    numerics = b.numerics
+    left, right = activation_width(numerics), weight_width(numerics)
+    return Matmul(m, n, k, 1, numerics.compute, left, right, b.width, scaled=scaled(numerics))
 
 
 def accumulated(
@@ -153,7 +199,10 @@ def accumulated(
     """
     numerics = b.numerics
     written = 2.0 * numerics.gradient_bytes if numerics.fused_accumulation else b.width
-    product = Matmul(m, n, k, count, numerics.compute, b.width, b.width, written, grouped)
+    operand = activation_width(numerics)
+    product = Matmul(
+        m, n, k, count, numerics.compute, operand, operand, written, grouped, scaled=scaled(numerics)
+    )
     if numerics.fused_accumulation:
         return (product,)
     elements = m * n * count
@@ -172,6 +221,7 @@ def elementwise(
     *,
     flops: float = 1.0,
     parameters: Numeric = 0,
+    biases: Numeric = 0,
     saves: tuple[str, ...] = (),
     mask: Numeric | None = None,
     core: bool = False,
@@ -194,7 +244,9 @@ def elementwise(
     forward = Elementwise(read, elements * width + extra, work)
     backward = Elementwise(elements * width + saved, b.tensors[sources[0]].size, 2.0 * work)
     outputs = (written, *kept[len(saves) :])
-    b.add(Operator(name, (forward,), (backward,), (), parameters, sources, outputs, kept, core))
+    b.add(
+        Operator(name, (forward,), (backward,), (), parameters, sources, outputs, kept, core, biases=biases)
+    )
     return written
 
 
@@ -214,8 +266,9 @@ def norm(
     elements = b.tokens * width / b.cut if elements is None else elements
     parameters = width * (2 if bias else 1)
     return elementwise(
-        b, name, (source,), target, elements, flops=NORM_FLOPS[kind], parameters=parameters, saves=(source,)
-    )
+        b, name, (source,), target, elements, flops=NORM_FLOPS[kind], parameters=parameters,
+        biases=width if bias else 0, saves=(source,),
+    )  # fmt: skip
 
 
 def dropout_add(b: BlockBuilder, name: str, source: str, residual: str, target: str, *, dropout: bool) -> str:
@@ -238,12 +291,16 @@ def mlp(
     gathers: bool = True,
 ) -> str:
     """Add an MLP: up (and gate) projection, activation, down projection."""
+    halves = ("gate_proj", "up_proj") if gated else ("up_proj",)
     up = linear(
-        b, f"{prefix}.up", source, f"{prefix}.up.out", b.hidden, (2 if gated else 1) * intermediate,
-        parallel="column", bias=bias, gathers=gathers,
+        b, f"{prefix}.up", source, f"{prefix}.up.out", b.hidden, len(halves) * intermediate,
+        parallel="column", parts=dict.fromkeys(halves, intermediate), bias=bias, gathers=gathers,
     )  # fmt: skip
     active = elementwise(
         b, f"{prefix}.activation", (up,), f"{prefix}.activation.out", b.tokens * intermediate / b.tp,
         flops=ACTIVATION_FLOPS[activation], saves=(up,),
     )  # fmt: skip
-    return linear(b, f"{prefix}.down", active, target, intermediate, b.hidden, parallel="row", bias=bias)
+    return linear(
+        b, f"{prefix}.down", active, target, intermediate, b.hidden,
+        parallel="row", parts={"down_proj": b.hidden}, bias=bias,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ density p(x) ~ x^-a between 1 and ``reach``, scaled to the number of token copie
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ class Routed:
     """Experts that at least one of them is for."""
     reach: Numeric
     """Largest over smallest load where loads follow a power law, else 1."""
+    even: bool = False
+    """Whether all experts have the same load."""
 
 
 def routed(
@@ -40,6 +43,7 @@ def routed(
     *,
     skew: float = 0.0,
     even: bool = False,
+    capacity: float | None = None,
 ) -> Routed:
     """Return what reaches the busiest of ``ranks`` ranks that share the experts.
 
@@ -51,6 +55,8 @@ def routed(
         Exponent of the power law of loads; 0 for uniform random routing.
     even : bool
         Whether tokens are dealt out in turn instead of at random: what a balanced benchmark does.
+    capacity : float, optional
+        Slots of every expert over its mean load, all of them filled or padded (GShard: Lepikhin et al. 2020, section 2.2).
 
     Notes
     -----
@@ -60,8 +66,10 @@ def routed(
     """
     copies = tokens * per_token / ranks
     local = experts / ranks
+    if capacity is not None:
+        return Routed(copies * capacity, local, 1.0, even=True)
     if even:
-        return Routed(copies, np.minimum(local, np.maximum(copies, 1.0)), 1.0)
+        return Routed(copies, np.minimum(local, np.maximum(copies, 1.0)), 1.0, even=True)
     if not skew:
         return Routed(copies, active_experts(experts, per_token, tokens) / ranks, 1.0)
     reach = np.maximum(REACH_SHARE * np.asarray(tokens, float), 1.0)
@@ -69,6 +77,30 @@ def routed(
     copies = np.minimum(copies * busiest_share(experts, ranks, skew, reach), most)
     loads = load_nodes(skew, reach) * (copies / local)
     return Routed(copies, local * -np.expm1(-loads).mean(axis=0), reach)
+
+
+def dropped_share(tokens: Numeric, experts: Numeric, per_token: Numeric, capacity: float) -> Any:
+    """Return the expected share of token copies that find no slot in their expert, for uniform random routing.
+
+    Parameters
+    ----------
+    tokens, experts, per_token : number or array
+        Tokens that are routed together, experts that they are routed to, experts of a token.
+    capacity : float
+        Slots of an expert over its mean load.
+
+    Returns
+    -------
+    number or array
+        E[(X - c·m)+] / m of a load X that is binomial with mean m = T·k/E, as a normal variable of the same variance s²:
+        (s·φ(z) - (c - 1)·m·(1 - Φ(z))) / m with z = (c - 1)·m/s.
+    """
+    mean = np.asarray(tokens * per_token / experts, float)
+    deviation = np.sqrt(mean * np.maximum(1.0 - per_token / np.asarray(experts, float), 1e-12))
+    z = (capacity - 1.0) * mean / deviation
+    density = np.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
+    above = 0.5 * np.vectorize(math.erfc, otypes=[float])(z / math.sqrt(2.0))
+    return np.maximum((deviation * density - (capacity - 1.0) * mean * above) / mean, 0.0)[()]
 
 
 def active_experts(experts: Numeric, per_token: Numeric, tokens: Numeric) -> Numeric:

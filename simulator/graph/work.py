@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 Numeric = float | int | npt.NDArray[np.float64] | npt.NDArray[Any]
-CollectiveKind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send"]
-Axis = Literal["tensor", "expert", "data", "pipeline"]
+CollectiveKind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send", "ring"]
+Axis = Literal["tensor", "context", "expert", "expert-tensor", "expert-data", "data", "replica", "pipeline"]
+Part = Literal["forward", "input-gradient", "weight-gradient"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Matmul:
 class Attention:
     """Fused attention: softmax(QKᵀ)V without the scores in memory (FlashAttention, FlashDecoding).
 
-    ``queries`` are the last of ``keys`` positions where it is causal.
+    ``queries`` are the last of ``keys`` positions where it is causal, or this rank's share of those.
     """
 
     batch: Numeric
@@ -96,6 +97,11 @@ class Attention:
     activation_bytes: float = 2.0
     stores: bool = False
     """Whether a kernel before it writes the new positions' keys and values into a cache (inference)."""
+    ranks: Numeric = 1
+    """Ranks that share the queries of all positions (context parallelism): each has an early slice and its mirror image, so
+    that causal work is equal on all."""
+    passes: Numeric = 1
+    """Kernels one after the other that see 1/passes of the keys each (ring attention)."""
 
     @property
     def latent(self) -> bool:
@@ -107,17 +113,19 @@ class Attention:
     def pairs(self) -> Numeric:
         """Query-key pairs of one head and sequence.
 
-        Causal queries ``i = 1..q`` at the end of ``n`` keys see ``min(n - q + i, window)`` of them.
+        Causal queries ``i = 1..q`` at the end of ``n`` keys see ``min(n - q + i, window)`` of them; ranks that share them
+        have equal parts (Brandon et al. 2023, *Striped Attention*; Llama 3, arXiv:2407.21783, section 3.3.2).
         """
         if not self.causal:
             seen: Numeric = np.minimum(self.keys, self.window)
             return self.queries * seen
-        first = self.keys - self.queries + 1.0
+        queries = self.queries * self.ranks
+        first = self.keys - queries + 1.0
         # the sum of an arithmetic series that is cut off at the window
         last: Numeric = np.minimum(self.keys, self.window)
         start: Numeric = np.minimum(first, self.window)
         rising = last - start + 1.0
-        return rising * (start + last) / 2.0 + (self.queries - rising) * last
+        return (rising * (start + last) / 2.0 + (queries - rising) * last) / self.ranks
 
     @property
     def flops(self) -> Numeric:
@@ -139,9 +147,9 @@ class Attention:
 
     @property
     def attended_bytes(self) -> Numeric:
-        """Queries, outputs and the cache, forward [B]."""
+        """Queries and outputs in every pass, and the cache, forward [B]."""
         rows = self.batch * self.heads * self.queries * (self.qk_dim + self.v_dim) * self.activation_bytes
-        return rows + self.cache_bytes
+        return rows * self.passes + self.cache_bytes
 
     @property
     def stored_bytes(self) -> Numeric:
@@ -159,7 +167,7 @@ class Elementwise:
     written: Numeric
     flops: Numeric = 0.0
     format: str = "fp32"
-    kernels: int = 1
+    kernels: Numeric = 1
     scalar: Numeric = 0.0
     """Loads and stores of one element a thread, in kernels that do not move 16 bytes at a time; 0 in those that do."""
     rows: Numeric = np.inf
@@ -219,14 +227,24 @@ class Collective:
     """Communication within the group of an axis.
 
     ``size`` is the whole tensor's bytes: what is reduced (all-reduce, reduce-scatter), what is there afterwards
-    (all-gather), what one rank holds before it sends shares to all (all-to-all), or the message (send).
+    (all-gather), what one rank holds before it sends shares to all (all-to-all), the message (send), or what every rank
+    passes on to its neighbour in each of P - 1 steps (ring).
     """
 
     kind: CollectiveKind
     axis: Axis
     size: Numeric
-    hidden_by: Literal["", "input-gradient", "weight-gradient"] = ""
-    """The part of the same operator's backward pass that runs meanwhile."""
+    hidden_by: Literal["", Part] = ""
+    """The part of the same operator's work that runs meanwhile: another one as a whole; its own piece by piece, a piece for
+    each rank of the group, where the last has nothing beside it."""
+    chunked: bool = False
+    """Whether it can be cut in chunks that follow those of the product of its own part (Transformer Engine's user buffers;
+    Chang et al. 2024, *FLUX*); whether it is, the strategy says."""
+    copies: float = 1.0
+    """Of an all-to-all: copies of each row in ``size``, which go to experts of their own."""
+    nodes: float | None = None
+    """Nodes that copies of one row go to at most: a row crosses the network once for each and is passed on inside
+    (DeepSeek-V3, section 3.2.2). If absent each copy goes straight to its rank."""
     kernel: Literal["library", "pull", "push"] = "library"
     """Of an all-reduce: the communication library's, or a serving engine's own (see :mod:`simulator.cost.custom_all_reduce`)."""
 

@@ -3,11 +3,13 @@
 from simulator.specs.base import Figure, Spec, validate
 from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, OperatorClass
 from simulator.specs.catalog import FOLDERS, Catalog, scenario_with, shipped_root
+from simulator.specs.cluster import Hardware
 from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError
 from simulator.specs.hardware import Cluster, LinkType, MemoryDevice, Network, Node, NumberFormat, Processor
-from simulator.specs.machine import Edge, Engine, Hardware, Machine, Route, Span, Store, Tier
+from simulator.specs.machine import Edge, Engine, Machine, Route, Span, Store, Tier
 from simulator.specs.measured import MeasuredTable, read_measured
 from simulator.specs.model import LatentAttention, MixtureOfExperts, Model
+from simulator.specs.network import PairRates, Part
 from simulator.specs.offload_scenario import OffloadScenario, OffloadStrategy, OffloadWorkload
 from simulator.specs.scenario import Scenario
 from simulator.specs.serving_scenario import ServingScenario, ServingStrategy, ServingWorkload
@@ -38,6 +40,8 @@ __all__ = [
     "OffloadStrategy",
     "OffloadWorkload",
     "OperatorClass",
+    "PairRates",
+    "Part",
     "Problem",
     "Processor",
     "Route",

@@ -14,10 +14,23 @@ from typing import TypeVar
 
 from simulator.specs.base import Spec, validate
 from simulator.specs.calibration import Calibration, merge_calibration
+from simulator.specs.cluster import Hardware
 from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError, did_you_mean, unknown
-from simulator.specs.hardware import Cluster, Device, LinkType, MemoryDevice, Network, Node, Processor
-from simulator.specs.machine import Engine, Hardware, Machine, build_machine
+from simulator.specs.hardware import (
+    BandwidthMatrix,
+    Cluster,
+    Device,
+    LinkType,
+    MemoryDevice,
+    Network,
+    Node,
+    NodeGroup,
+    Processor,
+)
+from simulator.specs.machine import Engine, Machine, build_machine
+from simulator.specs.matrix import pair_rates
 from simulator.specs.model import Model
+from simulator.specs.network import PairRates, Part
 from simulator.specs.scenario import SCENARIO_KINDS, Scenario
 from simulator.specs.scenario_base import HardwareChoice
 from simulator.specs.source import Document, override, read_document
@@ -147,12 +160,7 @@ class Catalog:
     def cluster(self, name: str) -> Cluster:
         """Return a cluster as written."""
         cluster = self._checked("cluster", name, Cluster)
-        faults = [
-            (("groups", i, "node"), unknown("node", group.node, self.names("node")))
-            for i, group in enumerate(cluster.groups)
-            if group.node not in self._files["node"]
-        ]
-        self._check(self._document("cluster", name), faults + self._network_faults(cluster.network))
+        self._check(self._document("cluster", name), self._cluster_faults(cluster))
         return cluster
 
     def model(self, name: str) -> Model:
@@ -216,14 +224,8 @@ class Catalog:
     def hardware(self, choice: HardwareChoice) -> Hardware:
         """Expand a choice of device, node or cluster into machines and the network between them."""
         if choice.cluster is not None:
-            cluster = self.cluster(choice.cluster)
-            if len({group.node for group in cluster.groups}) > 1:
-                raise MemroofError(
-                    f"cluster {cluster.name!r} mixes nodes; strategies for mixed nodes are not there yet"
-                )
-            machine = self.machine(cluster.groups[0].node)
-            count = choice.nodes or sum(group.count for group in cluster.groups)
-            return Hardware(cluster.name, machine, count, self._network(cluster.network))
+            hardware = self._cluster(self.cluster(choice.cluster))
+            return hardware.with_nodes(choice.nodes) if choice.nodes else hardware
         if choice.node is not None and choice.node in self._files["node"]:
             node = self.node(choice.node)
             return Hardware(
@@ -239,6 +241,34 @@ class Catalog:
     def machine(self, node: str) -> Machine:
         """Return a node expanded into its graph of memories, processors and links."""
         return build_machine(self.node(node), self.device, self.link)
+
+    def _cluster(self, cluster: Cluster) -> Hardware:
+        matrix = cluster.bandwidth_matrix
+        parts = [
+            Part(self.machine(group.node), group.count, self._uplink(cluster, group))
+            for group in cluster.groups
+        ]
+        rates = self._rates(cluster, matrix, parts) if matrix else None
+        whole = sum(part.nodes for part in parts)
+        equal = all(part.machine == parts[0].machine and part.uplink is None for part in parts)
+        if equal and (matrix is None or matrix.between != "groups"):
+            parts = parts[:1]
+        return Hardware(
+            cluster.name, parts[0].machine, whole, self._network(cluster.network), tuple(parts[1:]), parts[0].uplink,
+            rates,
+        )  # fmt: skip
+
+    def _uplink(self, cluster: Cluster, group: NodeGroup) -> tuple[LinkType, int] | None:
+        if group.link is None and group.links_per_node is None:
+            return None
+        level = cluster.network[0]
+        return self.link(group.link or level.link), group.links_per_node or level.links_per_node
+
+    def _rates(self, cluster: Cluster, matrix: BandwidthMatrix, parts: list[Part]) -> PairRates:
+        nodes = sum(part.nodes for part in parts)
+        gpus = sum(len(part.machine.ranks) * part.nodes for part in parts)
+        size = {"groups": len(cluster.groups), "nodes": nodes, "gpus": gpus}[matrix.between]
+        return pair_rates(matrix, size, self._document("cluster", cluster.name))
 
     def _bare(self, device: Processor, count: int) -> Hardware:
         if not device.memory:
@@ -341,6 +371,22 @@ class Catalog:
             for i, level in enumerate(levels)
             if level.link not in self._files["link"]
         ]
+
+    def _cluster_faults(self, cluster: Cluster) -> list[tuple[tuple[str | int, ...], str]]:
+        faults: list[tuple[tuple[str | int, ...], str]] = []
+        for index, group in enumerate(cluster.groups):
+            if group.node not in self._files["node"]:
+                faults.append((("groups", index, "node"), unknown("node", group.node, self.names("node"))))
+            if group.link is not None and group.link not in self._files["link"]:
+                faults.append((("groups", index, "link"), unknown("link", group.link, self.names("link"))))
+            if (group.link or group.links_per_node) and not cluster.network:
+                faults.append(
+                    (("groups", index), "has links of its own, but the cluster has no network to join")
+                )
+        matrix = cluster.bandwidth_matrix
+        if matrix and matrix.latency is None and not cluster.network:
+            faults.append((("bandwidth_matrix",), "needs 'latency' where the cluster has no network"))
+        return faults + self._network_faults(cluster.network)
 
     def _reference_faults(self, scenario: Scenario) -> list[tuple[tuple[str | int, ...], str]]:
         faults: list[tuple[tuple[str | int, ...], str]] = []

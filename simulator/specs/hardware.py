@@ -225,6 +225,41 @@ class NodeGroup(Spec):
 
     node: str
     count: Count
+    link: str | None = None
+    """Link type of its nodes into the innermost level of the network, where it is not that level's."""
+    links_per_node: Count | None = None
+    """NICs or rails of one of its nodes, where they are not as many as that level says."""
+
+
+class Matrix(Spec):
+    """A square table of plain numbers in a unit that is named once: from the row to the column."""
+
+    unit: str
+    """``GB/s``, ``Gb/s``, ``us``."""
+    rows: list[list[Annotated[float, Field(ge=0.0)]]] | None = None
+    file: str | None = None
+    """CSV file beside the cluster's, without a header."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Matrix:
+        if (self.rows is None) == (self.file is None):
+            raise PydanticCustomError("hardware", "needs 'rows' or 'file', and not both")
+        return self
+
+
+class BandwidthMatrix(Spec):
+    """What was measured between pairs; it replaces what the links of the network promise.
+
+    Between groups, an entry is what a node of the one gets to a node of the other (the diagonal: between two nodes of
+    the group); between nodes, what one gets to another, all its links together, shared by its accelerators; between
+    GPUs, what one gets to another while the others communicate too.
+    """
+
+    between: Literal["groups", "nodes", "gpus"]
+    source: str
+    bandwidth: Matrix
+    latency: Matrix | None = None
+    """One way, for a small message; that of the network's links if absent."""
 
 
 class Cluster(Spec):
@@ -234,8 +269,10 @@ class Cluster(Spec):
     name: str
     source: str
     note: str = ""
-    groups: list[NodeGroup]
+    groups: Annotated[list[NodeGroup], Field(min_length=1)]
+    """In rank order; of one kind of node or of several."""
     network: list[Network]
+    bandwidth_matrix: BandwidthMatrix | None = None
 
 
 Device = Processor | MemoryDevice

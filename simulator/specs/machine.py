@@ -1,4 +1,4 @@
-"""A machine as a graph: memories and processors are nodes, links are edges; paths, contention, rank groups.
+"""A machine as a graph: memories and processors are nodes, links are edges; paths, contention, groups of its ranks.
 
 Every resource that transfers share is one directed :class:`Edge` with a bandwidth: a memory's port, one
 direction of a link, a bus. Two paths contend where they have an edge in common.
@@ -6,9 +6,10 @@ direction of a link, a bus. Two paths contend where they have an edge in common.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 
 from simulator.specs.errors import MemroofError, did_you_mean
 from simulator.specs.hardware import (
@@ -16,14 +17,13 @@ from simulator.specs.hardware import (
     LinkType,
     MemoryDevice,
     MemoryPort,
-    Network,
     Node,
     Price,
     Processor,
 )
 from simulator.specs.routing import Edge, best_paths, concurrent_rate
 
-__all__ = ["Edge", "Engine", "Hardware", "Machine", "Route", "Span", "Store", "Tier", "build_machine"]
+__all__ = ["Edge", "Engine", "Machine", "Route", "Span", "Store", "Tier", "build_machine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,8 @@ class Tier:
     """Of one hop [s]."""
     reduces: bool = False
     """True where the switch can reduce in flight."""
+    measured: bool = False
+    """True where the bandwidth was measured, so that what software reaches of the wire is in it already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,93 +176,27 @@ class Machine:
         source, target = self.ranks[rank].name, self.ranks[peer].name
         return self._between(source, target, source, target)
 
-    def _between(self, source: str, target: str, start: str, end: str) -> tuple[Edge, ...]:
-        if source not in self._paths:
-            accelerators = frozenset(engine.name for engine in self.engines if engine.device.kind != "cpu")
-            self._paths[source] = best_paths(self._neighbours, source, accelerators)
-        hops = self._paths[source].get(target)
-        if hops is None:
-            raise MemroofError(f"{self.name}: no path from {start} to {end}; add a wire between them")
-        return hops
+    def tier_of(self, members: Sequence[int]) -> Tier:
+        """Return the level ``node`` for a group of two or more of its accelerators.
 
-
-@dataclass(frozen=True)
-class Hardware:
-    """What a scenario runs on: equal machines and the network between them."""
-
-    name: str
-    machine: Machine
-    nodes: int
-    network: tuple[tuple[Network, LinkType], ...]
-
-    @property
-    def ranks_per_node(self) -> int:
-        """Accelerators of one node."""
-        return len(self.machine.ranks)
-
-    @property
-    def size(self) -> int:
-        """Accelerators of all nodes."""
-        return self.ranks_per_node * self.nodes
-
-    @property
-    def device(self) -> Processor:
-        """The accelerator."""
-        return self.machine.ranks[0].device
-
-    @property
-    def memory(self) -> Store:
-        """The accelerator's main memory."""
-        engine = self.machine.ranks[0]
-        return self.machine.store(engine.memory or self.machine.stores[0].name)
-
-    def with_nodes(self, nodes: int) -> Hardware:
-        """Return the same hardware with another count of nodes."""
-        return replace(self, nodes=nodes)
-
-    def span(self, size: int, stride: int = 1) -> Span:
-        """Return what a group of ``size`` ranks, ``stride`` apart in rank order, spans.
-
-        A tensor-parallel group has stride 1; a data-parallel group of ranks that each hold a tensor- and
-        pipeline-parallel share has that share as its stride. Levels of one member are left out.
-
-        Raises
-        ------
-        MemroofError
-            If the group needs more ranks than there are, or nothing connects its members.
+        Ranks at equal distances are one of as many groups as the machine holds of them, which all communicate at
+        once, each around a ring; other ranks communicate alone.
         """
-        if size < 1 or stride < 1:
-            raise MemroofError(f"a group needs a size and a stride of at least 1; found {size} and {stride}")
-        if (size - 1) * stride >= self.size:
-            raise MemroofError(
-                f"a group of {size} ranks with stride {stride} needs {(size - 1) * stride + 1} ranks; "
-                f"{self.name} has {self.size}"
-            )
-        if (size, stride) not in self._spans:
-            self._spans[size, stride] = self._span(size, stride)
-        return self._spans[size, stride]
+        key = tuple(members)
+        if key not in self._tiers:
+            self._tiers[key] = self._tier_of(key)
+        return self._tiers[key]
 
     @cached_property
-    def _spans(self) -> dict[tuple[int, int], Span]:
+    def _tiers(self) -> dict[tuple[int, ...], Tier]:
         return {}
 
-    def _span(self, size: int, stride: int) -> Span:
-        per_node = self.ranks_per_node
-        local = _divisor(size, -(-per_node // stride))
-        tiers = [self._node_tier(local, stride)] if local > 1 else []
-        return Span((*tiers, *self._network_tiers(size // local, max(1, stride // per_node))))
-
-    def _node_tier(self, size: int, stride: int) -> Tier:
+    def _tier_of(self, members: tuple[int, ...]) -> Tier:
         # every group of this shape communicates at once, each around a ring, and shares what the rings cross
-        span = size * stride
-        starts = [b + i for b in range(0, self.ranks_per_node, span) for i in range(stride)]
-        groups = [
-            range(start, start + span, stride)
-            for start in starts
-            if start + span - stride < self.ranks_per_node
-        ]
+        size = len(members)
+        groups = self._alike(members)
         pairs = [(a, group[(i + 1) % size]) for group in groups for i, a in enumerate(group)]
-        routes = [self.machine.peer_edges(a, b) for a, b in pairs]
+        routes = [self.peer_edges(a, b) for a, b in pairs]
         latency = max(sum(edge.latency for edge in route) for route in routes)
         if all(len(route) == 1 for route in routes):
             return Tier("node", size, min(self._direct(a, group) for group in groups for a in group), latency)
@@ -269,45 +205,33 @@ class Hardware:
         )
         return Tier("node", size, concurrent_rate(routes), latency, reduces)
 
-    def _direct(self, rank: int, group: Iterable[int]) -> float:
+    def _alike(self, members: tuple[int, ...]) -> list[Sequence[int]]:
+        steps = {b - a for a, b in pairwise(members)}
+        if len(steps) != 1 or min(steps) < 1:
+            return [members]
+        (stride,) = steps
+        span = len(members) * stride
+        starts = [b + i for b in range(0, len(self.ranks), span) for i in range(stride)]
+        return [
+            range(start, start + span, stride) for start in starts if start + span - stride < len(self.ranks)
+        ]
+
+    def _direct(self, rank: int, group: Sequence[int]) -> float:
         # accelerators wired to one another run as many rings as they have links, and so use all at once
-        routes = [self.machine.peer_edges(rank, peer) for peer in group if peer != rank]
+        routes = [self.peer_edges(rank, peer) for peer in group if peer != rank]
         edges = [route[0] for route in routes if len(route) == 1]
         return sum(
             e.bandwidth / (2.0 if e.link is not None and e.link.duplex == "half" else 1.0) for e in edges
         )
 
-    def _network_tiers(self, nodes: int, stride: int) -> list[Tier]:
-        outermost = self.network[-1][0].nodes if self.network else 1
-        if nodes > 1 and outermost is not None and self.nodes > outermost:
-            raise MemroofError(
-                f"{self.name} has no network that joins {self.nodes} nodes; "
-                "give it a 'network' level that reaches them"
-            )
-        tiers: list[Tier] = []
-        reach, bandwidth, latency = 1, float("inf"), 0.0
-        for index, (level, link) in enumerate(self.network):
-            if nodes <= 1:
-                break
-            bandwidth = (
-                min(bandwidth, link.bandwidth * level.links_per_node / self.ranks_per_node)
-                / level.oversubscription
-            )
-            latency = max(latency, link.latency)
-            members = nodes
-            if level.nodes is not None and index < len(self.network) - 1:
-                units = max(1, level.nodes // reach)
-                members = _divisor(nodes, units // stride)
-                reach, stride = level.nodes, max(1, stride * members // units)
-            if members > 1:
-                tiers.append(Tier(level.name, members, bandwidth, latency, link.in_network_reduction))
-            nodes //= members
-        return tiers
-
-
-def _divisor(number: int, limit: int) -> int:
-    """Return the largest divisor of a number that does not exceed a limit; 1 if the limit is below 1."""
-    return next((d for d in range(min(number, limit), 1, -1) if number % d == 0), 1)
+    def _between(self, source: str, target: str, start: str, end: str) -> tuple[Edge, ...]:
+        if source not in self._paths:
+            accelerators = frozenset(engine.name for engine in self.engines if engine.device.kind != "cpu")
+            self._paths[source] = best_paths(self._neighbours, source, accelerators)
+        hops = self._paths[source].get(target)
+        if hops is None:
+            raise MemroofError(f"{self.name}: no path from {start} to {end}; add a wire between them")
+        return hops
 
 
 LinkLookup = Callable[[str], LinkType]

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from simulator.specs.base import Spec, Tokens
 from simulator.specs.model import Natural, Positive
+from simulator.specs.operations import Operations
 from simulator.specs.scenario_base import ScenarioBase
+from simulator.specs.trainable_spec import Compression, Trainable
 
 
 class TrainingWorkload(Spec):
@@ -89,12 +91,12 @@ class TrainingStrategy(Spec):
     """Passes are captured and issued at once; false: the CPU issues every operator, and the device waits where it is slower."""
 
     # --- number formats and the optimizer
-    precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8"] = "bf16"
-    """Format of matrix products; activations are kept in 16 bit below fp32."""
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4"] = "bf16"
+    """Format of matrix products; activations are kept in 16 bit below fp32. fp4 is NVFP4: a scale for 16 elements."""
     fp8_recipe: Literal["delayed", "tensor", "block", "mxfp8"] = "tensor"
     """Scales of fp8 operands: one a tensor from the steps before or from itself, one a block (DeepSeek-V3), one for 32
     elements."""
-    parameter_precision: Literal["fp32", "fp16", "bf16", "fp8"] | None = None
+    parameter_precision: Literal["fp32", "fp16", "bf16", "fp8", "fp4"] | None = None
     """Format in which parameters are kept (and, with ZeRO-3, gathered in the format of products); 16 bit below fp32 if
     absent. fp32 parameters are the master copy."""
     gradient_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -108,6 +110,12 @@ class TrainingStrategy(Spec):
     """Rank that GaLore projects gradients to; a quarter of the smaller dimension if absent."""
     optimizer_update: Literal["step", "layer"] = "step"
     """When parameters change: after the last backward pass, or layer by layer inside it, with no gradient kept."""
+
+    # --- what is trained, and what is coded
+    trainable: Trainable | None = None
+    """Method and its options: ``{method: lora, rank: 16}``; all parameters if absent."""
+    compression: Compression = Compression()
+    """Codecs on gradients, stage boundaries and kept activations; none if absent."""
 
     # --- what runs beside what
     overlap_tensor_parallel: Literal["none", "backward", "chunked"] = "backward"
@@ -130,3 +138,5 @@ class TrainingScenario(ScenarioBase):
     kind: Literal["training"]
     workload: TrainingWorkload
     strategy: TrainingStrategy = TrainingStrategy()
+    operations: Operations | None = None
+    """What the run meets beside its steps; nothing if absent."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from simulator.cost import Breakdown, class_errors, peak_flops, relative_error
 from simulator.engine import Timeline
 from simulator.graph import Attention, Matmul, Shape, Work, build
 from simulator.specs import OperatorClass, Span
 from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup, constants_used
-from simulator.training.lower import Lowered, StageWork
+from simulator.training.lower import GATHER, REDUCTION, Lowered
+from simulator.training.passes import EXCHANGE
+from simulator.training.work import StageWork
 
 if TYPE_CHECKING:
     from simulator.training.step import Step
@@ -28,8 +33,9 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
     """Return the answer of a step from its timeline."""
     plan, scenario, setup = step.plan, step.scenario, step.setup
     seconds = timeline.makespan
-    busiest = max(range(len(stages)), key=lambda i: _busy(stages[i]))
-    accounts = _accounts(stages[busiest], lowered, timeline, busiest, step)
+    works = [_passes(stage) for stage in stages]
+    busiest = max(range(len(stages)), key=lambda i: float(works[i].time) + stages[i].optimizer)
+    accounts = _accounts(stages[busiest], works[busiest], lowered, timeline, busiest, step)
     kernels = float(relative_error(accounts.classes, accounts.errors))
     composition = float(step.cost.calibration.error["step"])
     speed = math.hypot(kernels, composition)
@@ -37,11 +43,9 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
     model_flops = _model_flops(step)
     peak = peak_flops(setup.hardware.device, plan.numerics.compute)
     hardware_flops = _executed_flops(step)
-    ideal = (
-        sum((c.forward_time.time + c.backward_time.time) for c in stages[busiest].chunks) * plan.micro_batches
-    )
+    ideal = float(works[busiest].time)
     memory = _memory(stages, lowered, timeline)
-    bubble = accounts.bottlenecks.get("bubble", 0.0) / float(ideal)
+    bubble = accounts.bottlenecks.get("bubble", 0.0) / ideal
     rate, needed = tokens / seconds, model_flops / seconds / plan.ranks
 
     def timed(label: str, value: float, dimension: str, better: Literal["lower", "higher"]) -> Metric:
@@ -63,16 +67,21 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
     if scenario.workload.tokens:
         run = scenario.workload.tokens / tokens * seconds
         metrics["run_time"] = Metric("time of the whole run", run, "seconds", speed, "lower")
-    busy = float(_busy(stages[busiest])) / seconds
+    busy = (float(works[busiest].time) + stages[busiest].optimizer) / seconds
+    tables = {"stages": _stage_table(stages, works, lowered, timeline)}
     return Outcome(
         "step_time", metrics, memory, accounts.classes, accounts.bottlenecks, seconds, _assumptions(step), SOURCES,
-        timeline, plan.ranks, min(1.0, busy), {"stages": _stage_table(stages, lowered, timeline)}, accounts.errors, composition,
+        timeline, plan.ranks, min(1.0, busy), tables, accounts.errors, composition,
     )  # fmt: skip
 
 
-def _busy(stage: StageWork) -> float:
-    passes = sum(float(c.forward_time.time + c.backward_time.time) for c in stage.chunks)
-    return passes * (len(stage.schedule) // (2 * len(stage.chunks))) + stage.optimizer
+def _passes(stage: StageWork) -> Breakdown:
+    """Return all passes of a stage, one after the other."""
+    counts = Counter((row.chunk, row.part, stage.repeats(row.micro_batch)) for row in stage.schedule)
+    total = Breakdown()
+    for (chunk, part, repeats), count in counts.items():
+        total = total + (stage.chunks if repeats else stage.kept)[chunk].times[part] * count
+    return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,37 +94,33 @@ class _Accounts:
     """Relative standard error of each class's seconds."""
 
 
-def _accounts(stage: StageWork, lowered: Lowered, timeline: Timeline, index: int, step: Step) -> _Accounts:
-    """Divide the step of one stage: passes by what binds them, optimizer, gradient communication, bubble."""
-    count = len(stage.schedule) // (2 * len(stage.chunks))
-    total = Breakdown()
-    for chunk in stage.chunks:
-        total = total + (chunk.forward_time + chunk.backward_time) * count
+def _accounts(
+    stage: StageWork, total: Breakdown, lowered: Lowered, timeline: Timeline, index: int, step: Step
+) -> _Accounts:
+    """Divide the step of one stage: passes by what binds them, optimizer, communication with replicas, bubble."""
     classes: dict[OperatorClass, float] = {name: float(value) for name, value in total.by_class.items()}
     binds: dict[Bottleneck, float] = {}
-    links: Mapping[str, Bottleneck] = {
-        "tensor link": _link_name(step.spans["tensor"], "tensor-parallel link"),
-        "expert link": _link_name(step.spans["expert"], "expert-parallel link"),
-    }
     for bound, value in total.by_bound.items():
-        name: Bottleneck = links.get(bound, bound)  # type: ignore[arg-type]
+        name = _bottleneck(bound, step)
         binds[name] = binds.get(name, 0.0) + float(value)
-    classes["elementwise"] = classes.get("elementwise", 0.0) + stage.optimizer
-    binds["memory"] = binds.get("memory", 0.0) + stage.optimizer
-    end = float(timeline.end[lowered.last_backward[index]])
-    start = float(timeline.start[lowered.optimizer[index]])
-    finish = float(timeline.end[lowered.optimizer[index]])
-    exposed = start - end
-    if stage.gather is not None:
-        exposed += stage.gather.time
-        finish += stage.gather.time
-    if exposed > 0:
-        binds["network"] = binds.get("network", 0.0) + exposed
-        classes["collective"] = classes.get("collective", 0.0) + exposed
-    passes = float(total.time)
-    bubble = end - passes + max(0.0, timeline.makespan - finish)
-    if bubble > 1e-12 * timeline.makespan:
-        binds["bubble"] = bubble
+    waits = _waits(lowered, timeline, index)
+    tasks = timeline.stream == lowered.streams[index]
+    busy = float((timeline.end - timeline.start)[tasks].sum())
+    updates = float((timeline.end - timeline.start)[tasks & (timeline.tag == _tag(lowered, "optimizer"))].sum())
+    # what passes take beyond their kernels: units that collectives beside them occupy; less where pairs hide exchanges
+    beside = busy - updates - float(total.time)
+    network = waits.network + max(0.0, beside)
+    if beside < 0.0:
+        exchange = _bottleneck(EXCHANGE, step)
+        binds[exchange] = max(0.0, binds.get(exchange, 0.0) + beside)
+        classes["collective"] = max(0.0, classes.get("collective", 0.0) + beside)
+    classes["elementwise"] = classes.get("elementwise", 0.0) + updates
+    binds["memory"] = binds.get("memory", 0.0) + updates
+    if network > 0:
+        binds["network"] = binds.get("network", 0.0) + network
+        classes["collective"] = classes.get("collective", 0.0) + network
+    if waits.bubble > 1e-12 * timeline.makespan:
+        binds["bubble"] = waits.bubble
     # a bubble is as uncertain as the passes that others spend in it
     known = sum(classes.values()) or 1.0
     scale = timeline.makespan / known
@@ -123,6 +128,43 @@ def _accounts(stage: StageWork, lowered: Lowered, timeline: Timeline, index: int
     errors = {**calibration.error, **class_errors(total, calibration)}
     errors["host"] = float(calibration.training.eager_error or 0.0)
     return _Accounts({name: value * scale for name, value in classes.items()}, binds, errors)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waits:
+    """Seconds in which a stage computes nothing: for its replicas, and for other stages."""
+
+    network: float
+    bubble: float
+
+
+def _waits(lowered: Lowered, timeline: Timeline, index: int) -> _Waits:
+    """Divide a stage's gaps by what ended them."""
+    tasks = np.flatnonzero(timeline.stream == lowered.streams[index])
+    start, end = timeline.start[tasks], timeline.end[tasks]
+    gaps = start - np.concatenate([[0.0], end[:-1]])
+    causes = timeline.cause[tasks]
+    replicas = np.isin(timeline.tag, [_tag(lowered, GATHER), _tag(lowered, REDUCTION)])
+    network = float(gaps[(causes >= 0) & replicas[causes]].sum())
+    own = lowered.gathers[index]
+    finish = max(float(end[-1]), *(float(timeline.end[task]) for task in own)) if own else float(end[-1])
+    network += finish - float(end[-1])
+    bubble = float(gaps.sum()) - (network - (finish - float(end[-1]))) + timeline.makespan - finish
+    return _Waits(network, bubble)
+
+
+def _tag(lowered: Lowered, name: str) -> int:
+    tags = lowered.program.tags
+    return tags.index(name) if name in tags else -1
+
+
+def _bottleneck(bound: str, step: Step) -> Bottleneck:
+    """Return what a bound of operators means on this machine: links are a node's fabric or the network."""
+    if not bound.endswith(" link"):
+        return bound  # type: ignore[return-value]
+    axis = bound.removesuffix(" link")
+    inside: Mapping[str, Bottleneck] = {"expert": "expert-parallel link", "context": "context-parallel link"}
+    return _link_name(step.spans[axis], inside.get(axis, "tensor-parallel link"))  # type: ignore[index]
 
 
 def _link_name(span: Span, inside: Bottleneck) -> Bottleneck:
@@ -143,12 +185,17 @@ def _memory(stages: list[StageWork], lowered: Lowered, timeline: Timeline) -> tu
     return tuple(sorted(rows, key=lambda use: -use.peak))
 
 
-def _stage_table(stages: list[StageWork], lowered: Lowered, timeline: Timeline) -> dict[str, list[float]]:
+def _stage_table(
+    stages: list[StageWork], works: list[Breakdown], lowered: Lowered, timeline: Timeline
+) -> dict[str, list[float]]:
+    def seconds(stage: StageWork, *, forward: bool) -> float:
+        return sum(c.seconds(part) for c in stage.chunks for part in c.times if (part == "forward") == forward)
+
     return {
         "stage": [float(i) for i in range(len(stages))],
-        "busy": [_busy(stage) for stage in stages],
-        "forward": [sum(float(c.forward_time.time) for c in stage.chunks) for stage in stages],
-        "backward": [sum(float(c.backward_time.time) for c in stage.chunks) for stage in stages],
+        "busy": [float(work.time) + stage.optimizer for work, stage in zip(works, stages, strict=True)],
+        "forward": [seconds(stage, forward=True) for stage in stages],
+        "backward": [seconds(stage, forward=False) for stage in stages],
         "peak_memory": [timeline.ledger.peak(memory).bytes for memory in lowered.memories],
     }
 
@@ -180,16 +227,33 @@ def _executed_flops(step: Step) -> float:
 
 def _all_ranks(step: Step, flops: Callable[[tuple[Work, ...]], float], *, repeated: bool) -> float:
     total = 0.0
-    for block, count in step.graph.all_blocks:
-        works = [*block.works("forward"), *block.works("input_gradient"), *block.works("weight_gradient")]
-        if repeated and block in step.graph.blocks:
-            works += [work for op in block.recomputed(step.strategy.recompute) for work in op.forward]
-        total += flops(tuple(works)) * count
-    return total * step.plan.tensor * step.plan.micro_batches * step.plan.data
+    for place in range(step.plan.places):
+        for block, again in zip(step.blocks(place), step.again(place), strict=True):
+            works = [*block.works("forward"), *block.works("input_gradient"), *block.works("weight_gradient")]
+            if repeated:
+                works += [work for op in block.operators if op.name in again for work in op.forward]
+            total += flops(tuple(works))
+    plan = step.plan
+    return total * plan.tensor * plan.context * plan.micro_batches * plan.data
 
 
 def _total_parameters(setup: Setup) -> float:
     return float(build(setup.model, Shape(1, 1)).parameters)
+
+
+_TENSOR_OVERLAP = {
+    "none": "are exposed, forward and backward",
+    "backward": "of the backward pass hide behind products, those of the forward pass do not",
+    "chunked": "run in chunks beside their own products",
+}
+_REDUCED = {
+    "end": "after the last backward pass", "last": "beside the last backward pass, by layer",
+    "each": "beside every backward pass, by layer",
+}  # fmt: skip
+_GATHERED = {
+    "end": "after the optimizer step", "next": "beside the next forward pass", "each": "before each layer",
+    "none": "never",
+}  # fmt: skip
 
 
 def _assumptions(step: Step) -> tuple[str, ...]:
@@ -203,19 +267,12 @@ def _assumptions(step: Step) -> tuple[str, ...]:
         "no data loading, no stragglers, no failures",
     ]  # fmt: skip
     if plan.tensor > 1:
-        hidden = (
-            "of the backward pass hide behind products, those of the forward pass do not"
-            if strategy.overlap_tensor_parallel != "none"
-            else "are exposed, forward and backward"
-        )
-        lines.append(f"tensor-parallel collectives {hidden}")
-    if plan.data > 1:
-        how = (
-            "beside the last backward pass, by layer"
-            if strategy.overlap_gradient_reduction
-            else "after the last backward pass"
-        )
-        lines.append(f"gradients reduced {how}")
+        lines.append(f"tensor-parallel collectives {_TENSOR_OVERLAP[strategy.overlap_tensor_parallel]}")
+    if plan.groups.replicas > 1:
+        communication = step.messenger.communication
+        lines.append(f"gradients reduced {_REDUCED[communication.reduce]}")
+        if strategy.zero_stage:
+            lines.append(f"states cut over {plan.groups.shard} ranks; parameters gathered {_GATHERED[communication.gather]}")
     if step.setup.model.moe:
         lines.append("experts equally loaded")
     return tuple(lines)

@@ -1,53 +1,25 @@
 """Lower a training step to a Program: one rank a pipeline stage stands for all its tensor- and data-parallel peers.
 
 Passes become compute tasks on the stage's stream, stage boundaries transfers over the link between two stages,
-gradient reductions transfers on the stage's data-parallel link. Ranks of a stage do the same, so one is enough.
+gradient reductions and parameter gathers transfers on the stage's data-parallel link. Ranks of a stage do the same, so one
+is enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from simulator.engine import Program
-from simulator.training.passes import ChunkPass, OperatorPass
-from simulator.training.schedule import Order, Schedule
+from simulator.graph import Numeric
+from simulator.training.passes import ChunkPass, OperatorPass, paired_seconds
+from simulator.training.schedules import Order, Part, Pipeline
+from simulator.training.work import LayerMessages, Message, StageWork
 
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A communication as the engine sees it: bytes over a link of a bandwidth, after a latency, at a sustained rate."""
-
-    size: float
-    bandwidth: float
-    latency: float
-    rate: float
-
-    @property
-    def time(self) -> float:
-        """Seconds when nothing else uses the link."""
-        return self.latency + (self.size / self.rate if self.size else 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class StageWork:
-    """What a stage does and holds in a step."""
-
-    schedule: Schedule
-    chunks: tuple[ChunkPass, ...]
-    boundary: Message | None
-    """Activation (and, backwards, gradient) message to the next stage; absent without a pipeline."""
-    reduction: tuple[Message, ...]
-    """Gradient communication after the last backward pass, one after another."""
-    bucketed: bool
-    """Whether the reduction is cut by layers and runs beside the last backward pass."""
-    optimizer: float
-    """Seconds of the optimizer step."""
-    gather: Message | None
-    """Parameters that are gathered after the optimizer step (ZeRO-1)."""
-    resident: dict[str, float]
-    """Bytes held through the whole step, by category."""
-    capacity: float
+BOUNDARY, GATHER, REDUCTION = "stage boundary", "parameter gather", "gradient reduction"
+"""Tags of transfers."""
+Ran = tuple[int, int]
+"""First and last task of a pass, or of one layer of it."""
 
 
 @dataclass
@@ -57,207 +29,382 @@ class Lowered:
     program: Program
     streams: list[int] = field(default_factory=list)
     memories: list[int] = field(default_factory=list)
-    last_backward: list[int] = field(default_factory=list)
-    """Task id of each stage's last backward pass."""
+    last_pass: list[int] = field(default_factory=list)
+    """Task of each stage's last pass."""
     optimizer: list[int] = field(default_factory=list)
+    gathers: list[list[int]] = field(default_factory=list)
+    """Gathers of parameters after the optimizer step, by stage."""
 
 
-def lower(name: str, stages: Sequence[StageWork], *, detail: bool = False) -> Lowered:
+def lower(
+    name: str,
+    table: Pipeline,
+    stages: Sequence[StageWork],
+    boundaries: Mapping[tuple[int, int], Message],
+    *,
+    detail: bool = False,
+) -> Lowered:
     """Return the program of one step.
 
     Parameters
     ----------
     name : str
         Of the program.
+    table : Pipeline
+        The routes of micro-batches over chunks.
     stages : sequence of StageWork
         In pipeline order.
+    boundaries : mapping
+        The message from one stage to another, an activation or its gradient, by both stages.
     detail : bool
         One task for each operator of a pass instead of one for each pass; the step takes the same time.
     """
-    lowering = _Lowering(name, stages, detail)
+    lowering = _Lowering(name, table, stages, boundaries, detail)
     lowering.passes()
     lowering.finish()
     return lowering.out
 
 
 class _Lowering:
-    def __init__(self, name: str, stages: Sequence[StageWork], detail: bool) -> None:
-        self.stages, self.detail = stages, detail
+    def __init__(
+        self,
+        name: str,
+        table: Pipeline,
+        stages: Sequence[StageWork],
+        boundaries: Mapping[tuple[int, int], Message],
+        detail: bool,
+    ) -> None:
+        self.table, self.stages, self.boundaries, self.detail = table, stages, boundaries, detail
         self.program = program = Program(name)
         self.out = Lowered(program)
-        count = len(stages)
         for index, stage in enumerate(stages):
             self.out.streams.append(program.stream(f"stage {index}"))
             self.out.memories.append(program.memory(f"stage {index} HBM", stage.capacity))
             for category, size in stage.resident.items():
                 program.allocate(self.out.memories[index], size, category, name=category)
-        self.next = [
-            self._link(f"stage {i} to {(i + 1) % count}, activations", s.boundary)
-            for i, s in enumerate(stages)
-        ]
-        self.back = [
-            self._link(f"stage {(i + 1) % count} to {i}, gradients", s.boundary) for i, s in enumerate(stages)
-        ]
-        self.reduce = [
-            program.link(f"stage {i} data-parallel", stage.reduction[0].bandwidth) if stage.reduction else -1
-            for i, stage in enumerate(stages)
-        ]
-        self.reducing = [
-            program.stream(f"stage {i} reduction") if s.reduction else -1 for i, s in enumerate(stages)
-        ]
-        self.arrived: dict[tuple[str, int, int], int] = {}
-        self.forward_task: dict[tuple[int, int], int] = {}
-        self.reductions: list[list[int]] = [[] for _ in stages]
-        self.last_pass = [-1] * count
+        self.links = {
+            (sender, receiver): program.link(f"stage {sender} to {receiver}", message.bandwidth)
+            for (sender, receiver), message in boundaries.items()
+        }
+        self.replicas = [_Replicas(program, index, stage) for index, stage in enumerate(stages)]
+        self.finals = [_finals(stage) for stage in stages]
+        self.position = [0] * len(stages)
+        self.arrived: dict[tuple[bool, int, int, int], int] = {}
+        self.forward_ran: dict[tuple[int, int, int], list[Ran]] = {}
+        self.computed: list[list[int]] = [[] for _ in stages]
+        self.held: dict[tuple[int, int, int, int], int] = {}
+        self.last_pass = [-1] * len(stages)
 
-    def _link(self, name: str, message: Message | None) -> int:
-        return self.program.link(name, message.bandwidth) if message else -1
+    # --- order of emission ------------------------------------------------------------------------------------------
 
     def passes(self) -> None:
         """Emit passes stage by stage, each as soon as what it depends on has been emitted."""
-        position = [0] * len(self.stages)
         ready = list(range(len(self.stages)))
+        waiting = [True] * len(self.stages)
         while ready:
             stage = ready.pop()
+            waiting[stage] = False
             schedule = self.stages[stage].schedule
-            while position[stage] < len(schedule):
-                order = schedule[position[stage]]
-                if not self._dependency_known(stage, order):
+            while self.position[stage] < len(schedule):
+                rows = self._rows(stage)
+                if not all(self._known(stage, row) for row in rows):
                     break
-                neighbour = self._emit(stage, order)
-                position[stage] += 1
-                if neighbour is not None and neighbour != stage and neighbour not in ready:
-                    ready.append(neighbour)
+                for neighbour in self._emit(stage, rows):
+                    if neighbour != stage and not waiting[neighbour]:
+                        waiting[neighbour] = True
+                        ready.append(neighbour)
+                self.position[stage] += len(rows)
 
-    def _global_chunk(self, stage: int, chunk: int) -> int:
-        return chunk * len(self.stages) + stage
+    def _rows(self, stage: int) -> tuple[Order, ...]:
+        """Return the next row of a stage's table, with the one that runs together with it."""
+        at, schedule = self.position[stage], self.stages[stage].schedule
+        joint = schedule[at].paired and self.stages[stage].pairs and at + 1 < len(schedule)
+        return schedule[at : at + (2 if joint else 1)]
 
-    @property
-    def _last(self) -> int:
-        return len(self.stages) * len(self.stages[0].chunks) - 1
+    def _known(self, stage: int, row: Order) -> bool:
+        place, route = self.table.place(stage, row.chunk), self.table.route_of[row.micro_batch]
+        if row.part == "weight-gradient":
+            return True
+        forward = row.part == "forward"
+        if place == (0 if forward else self.table.places - 1):
+            return True
+        return (forward, route, place, row.micro_batch) in self.arrived
 
-    def _dependency_known(self, stage: int, order: Order) -> bool:
-        place = self._global_chunk(stage, order.chunk)
-        if order.direction == "forward":
-            return place == 0 or ("forward", place, order.micro_batch) in self.arrived
-        return place == self._last or ("backward", place, order.micro_batch) in self.arrived
+    # --- passes -----------------------------------------------------------------------------------------------------
 
-    def _emit(self, stage: int, order: Order) -> int | None:
+    def _emit(self, stage: int, rows: tuple[Order, ...]) -> list[int]:
+        """Emit a pass, or two that run together; returns the stages that now may go on."""
         work = self.stages[stage]
-        place = self._global_chunk(stage, order.chunk)
-        chunk = work.chunks[order.chunk]
-        key = (order.direction, place, order.micro_batch)
-        after = [self.arrived.pop(key)] if key in self.arrived else []
-        label = f"{order.direction} {order.micro_batch}" + (f".{order.chunk}" if len(work.chunks) > 1 else "")
-        if order.direction == "forward":
-            first, last = self._run(
-                stage, label, chunk.forward, float(chunk.forward_time.time), after, "forward"
+        after: list[int] = []
+        for row in rows:
+            place, route = self.table.place(stage, row.chunk), self.table.route_of[row.micro_batch]
+            key = (row.part == "forward", route, place, row.micro_batch)
+            if row.part != "weight-gradient" and key in self.arrived:
+                after.append(self.arrived.pop(key))
+        labels = [self._label(work, row) for row in rows]
+        if len(rows) == 2:
+            chunks = [work.chunk(row.chunk, row.micro_batch) for row in rows]
+            both = [(chunk, row.part) for chunk, row in zip(chunks, rows, strict=True)]
+            seconds = paired_seconds(both, work.communication.occupancy)
+            task = self.program.compute(
+                self.out.streams[stage], seconds, after=after, tag="pair", name=" with ".join(labels)
             )
-            self.forward_task[(place, order.micro_batch)] = first
+            tasks = [[(task, task)], [(task, task)]]
         else:
-            first, last = self._backward(stage, label, chunk, after, order)
-            self._memory(stage, chunk, self.forward_task.pop((place, order.micro_batch)), first, last, label)
-        self.last_pass[stage] = last
-        return self._send(stage, order, place, last)
+            tasks = [self._pass(stage, rows[0], labels[0], after)]
+        found = []
+        for row, label, own in zip(rows, labels, tasks, strict=True):
+            self._memory(stage, row, label, own)
+            self.last_pass[stage] = own[-1][1]
+            found += self._send(stage, row, own[-1][1])
+        return found
 
-    def _run(
-        self,
-        stage: int,
-        label: str,
-        operators: Sequence[OperatorPass],
-        time: float,
-        after: list[int],
-        tag: str,
-    ) -> tuple[int, int]:
-        stream = self.out.streams[stage]
+    def _label(self, work: StageWork, row: Order) -> str:
+        return f"{row.part} {row.micro_batch}" + (f".{row.chunk}" if len(work.chunks) > 1 else "")
+
+    def _pass(self, stage: int, row: Order, label: str, after: list[int]) -> list[Ran]:
+        """Emit one pass; returns its first and last task, or those of each layer where layers are tasks."""
+        work = self.stages[stage]
+        chunk = work.chunk(row.chunk, row.micro_batch)
+        if self._by_layer(stage, row):
+            return self._layers(stage, row, label, chunk, after)
         if not self.detail:
-            task = self.program.compute(stream, time, after=after, tag=tag, name=label)
-            return task, task
+            task = self.program.compute(
+                self.out.streams[stage], chunk.seconds(row.part), after=after, tag=row.part, name=label
+            )
+            return [(task, task)]
+        found = []
+        for layer in chunk.operators[row.part]:
+            found.append(self._operators(stage, label, layer, row.part, after))
+            after = []
+        return found
+
+    def _operators(
+        self, stage: int, label: str, operators: Sequence[OperatorPass], part: Part, after: list[int], scale: float = 1.0
+    ) -> Ran:
+        """Emit the operators of a layer one by one."""
         tasks = []
         for operator in operators:
             name = f"{label} {operator.name}"
-            tasks.append(self.program.compute(stream, operator.time, after=after, tag=tag, name=name))
-            after = []
-        return tasks[0], tasks[-1]
-
-    def _backward(
-        self, stage: int, label: str, chunk: ChunkPass, after: list[int], order: Order
-    ) -> tuple[int, int]:
-        work = self.stages[stage]
-        final = order.micro_batch == work.schedule[-1].micro_batch
-        if not (final and work.bucketed):
-            return self._run(stage, label, chunk.backward, float(chunk.backward_time.time), after, "backward")
-        tasks = []
-        share = 1.0 / sum(len(c.layer_backward) for c in work.chunks)
-        for index, layer in enumerate(chunk.layer_backward):
-            task = self.program.compute(
-                self.out.streams[stage],
-                float(layer.time),
-                after=after,
-                tag="backward",
-                name=f"{label} layer {index}",
+            tasks.append(
+                self.program.compute(
+                    self.out.streams[stage], operator.time * scale, after=after, tag=part, name=name
+                )
             )
-            tasks.append(task)
             after = []
-            for message in work.reduction:
-                self._reduce(stage, message, share, task)
+        if not tasks:
+            tasks = [self.program.compute(self.out.streams[stage], 0.0, after=after, tag=part, name=label)]
         return tasks[0], tasks[-1]
 
-    def _reduce(self, stage: int, message: Message, share: float, after: int) -> None:
-        task = self.program.transfer(
-            [self.reduce[stage]], message.size * share, after=[after], latency=message.latency, max_rate=message.rate,
-            stream=self.reducing[stage], tag="gradient reduction", name="gradients",
-        )  # fmt: skip
-        self.reductions[stage].append(task)
+    # --- communication with replicas ----------------------------------------------------------------------------------
 
-    def _memory(
-        self, stage: int, chunk: ChunkPass, forward: int, backward: int, end: int, label: str
+    def _by_layer(self, stage: int, row: Order) -> bool:
+        """Whether layers of a pass have something to wait for or to send on."""
+        communication = self.stages[stage].communication
+        first, final = self._first(row), self._final(stage, row)
+        gathers = communication.gather == "each" or (communication.gather == "next" and first)
+        reduces = communication.reduce == "each" or (communication.reduce == "last" and final)
+        updates = any(layer.optimizer for layer in self.stages[stage].messages[row.chunk])
+        return (gathers and row.part != "weight-gradient") or (
+            (reduces or updates) and row.part in ("backward", "weight-gradient")
+        )
+
+    def _first(self, row: Order) -> bool:
+        return row.part == "forward" and row.micro_batch == self._first_of(row)
+
+    def _first_of(self, row: Order) -> int:
+        route = self.table.route_of[row.micro_batch]
+        return self.table.route_of.index(route)
+
+    def _final(self, stage: int, row: Order) -> bool:
+        return self.finals[stage].get(row.chunk) == row
+
+    def _layers(self, stage: int, row: Order, label: str, chunk: ChunkPass, after: list[int]) -> list[Ran]:
+        """Emit a pass layer by layer, each with what it waits for and what it sends on."""
+        work, part = self.stages[stage], row.part
+        communication, messages = work.communication, work.messages[row.chunk]
+        gradients, final = part in ("backward", "weight-gradient"), self._final(stage, row)
+        sends = gradients and (communication.reduce == "each" or (communication.reduce == "last" and final))
+        found: list[Ran] = []
+        for operators, layer in zip(chunk.operators[part], chunk.order(part), strict=True):
+            own = messages[layer]
+            waits, gathered = self._gather(stage, row, layer, own)
+            seconds = sum(operator.time for operator in operators)
+            beside = sum(m.time for m in own.gather) * bool(waits) + sum(m.time for m in own.reduce) * sends
+            slowed = communication.occupancy * min(seconds, beside)
+            if self.detail:
+                scale = 1.0 + (slowed / seconds if seconds else 0.0)
+                ran = self._operators(stage, label, operators, part, [*after, *waits], scale)
+            else:
+                task = self.program.compute(
+                    self.out.streams[stage], seconds + slowed, after=[*after, *waits], tag=part,
+                    name=f"{label} layer {layer}",
+                )  # fmt: skip
+                ran = (task, task)
+            after = []
+            self.computed[stage].append(ran[1])
+            self._release(stage, row, layer, own, gathered, ran[1])
+            if sends:
+                self._reduce(stage, own, ran, final=final)
+            if gradients and own.optimizer:
+                self.program.compute(
+                    self.out.streams[stage], own.optimizer, after=self.replicas[stage].take(), tag="optimizer",
+                    name=f"update of layer {layer}",
+                )  # fmt: skip
+            found.append(ran)
+        return found
+
+    def _gather(self, stage: int, row: Order, layer: int, own: LayerMessages) -> tuple[list[int], int | None]:
+        """Emit the gathers that a layer waits for; returns them and the task whose start holds the parameters."""
+        communication, replicas = self.stages[stage].communication, self.replicas[stage]
+        if communication.gather == "next" and self._first(row):
+            return [replicas.gather(message, []) for message in own.gather], None
+        if communication.gather != "each" or row.part == "weight-gradient" or not own.gather:
+            return [], None
+        if row.part != "forward" and not communication.reshard:
+            return [], self.held.pop((stage, row.chunk, row.micro_batch, layer))
+        done = self.computed[stage]
+        ahead = len(done) - 1 - communication.prefetch
+        tasks = [replicas.gather(message, done[ahead : ahead + 1] if ahead >= 0 else []) for message in own.gather]
+        return tasks, tasks[0]
+
+    def _release(
+        self, stage: int, row: Order, layer: int, own: LayerMessages, gathered: int | None, end: int
     ) -> None:
-        memory = self.out.memories[stage]
-        name = label.replace("backward", "activations")
-        self.program.allocate(memory, chunk.saved, "activations", at=forward, until=[end], name=name)
-        if chunk.working:
+        """Hold gathered parameters until the layer, or its backward pass, is done."""
+        if gathered is None:
+            return
+        if row.part == "forward" and not self.stages[stage].communication.reshard:
+            self.held[(stage, row.chunk, row.micro_batch, layer)] = gathered
+            return
+        self.program.allocate(
+            self.out.memories[stage], own.gathered, "gathered parameters", at=gathered, until=[end],
+            name=f"parameters of layer {layer}",
+        )  # fmt: skip
+
+    def _reduce(self, stage: int, own: LayerMessages, ran: Ran, *, final: bool) -> None:
+        """Send a layer's gradients on; they are held until they have arrived."""
+        replicas = self.replicas[stage]
+        messages = [*own.reduce, *(own.replicate if final else ())]
+        tasks = [replicas.reduce(message, ran[1]) for message in messages]
+        if own.gradients and tasks:
             self.program.allocate(
-                memory, chunk.working, "recomputation", at=backward, until=[end], name="one layer again"
+                self.out.memories[stage], own.gradients, "gradient buckets", at=ran[0], until=tasks, name="gradients of a layer"
             )
 
-    def _send(self, stage: int, order: Order, place: int, task: int) -> int | None:
-        """Pass the result on to the stage that needs it; returns that stage."""
-        count, forward = len(self.stages), order.direction == "forward"
-        target = place + 1 if forward else place - 1
-        if target < 0 or target > self._last:
-            return None
-        neighbour = target % count
-        sender = stage if forward else neighbour
-        message = self.stages[sender].boundary
-        if message is not None and neighbour != stage:
-            task = self.program.transfer(
-                [self.next[sender] if forward else self.back[sender]], message.size, after=[task],
-                latency=message.latency, max_rate=message.rate, tag="stage boundary",
-                name=f"{order.direction} {order.micro_batch}",
+    # --- memory and messages ------------------------------------------------------------------------------------------
+
+    def _memory(self, stage: int, row: Order, label: str, tasks: list[Ran]) -> None:
+        """Allocate what a forward pass saves when its last use is known, and what a pass needs while it runs."""
+        chunk = self.stages[stage].chunk(row.chunk, row.micro_batch)
+        key = (stage, row.chunk, row.micro_batch)
+        parts = [chunk.layers[i].memory for i in chunk.order(row.part)] if len(tasks) > 1 else [chunk.memory]
+        if row.part == "forward":
+            self.forward_ran[key] = tasks
+            for part, ran in zip(parts, tasks, strict=True):
+                self._working(stage, part.forward_peak, "forward pass", part.forward_holders, ran)
+            return
+        started = self._started(key, row, chunk, tasks)
+        name = f"activations {row.micro_batch}" + (f".{row.chunk}" if len(self.stages[stage].chunks) > 1 else "")
+        for part, ran, start in zip(parts, tasks, started, strict=True):
+            if row.part == "weight-gradient":
+                self._hold(stage, part.between, f"{name}, for weight gradients", start, ran)
+                continue
+            later = part.between if row.part == "input-gradient" else 0.0
+            if len(tasks) > 1 and not later:
+                for tensor, size in part.by_tensor.items():
+                    self._hold(stage, size, f"{name}, {tensor}", start, ran)
+            else:
+                self._hold(stage, max(0.0, float(part.saved - later)), name, start, ran)
+            self._working(stage, part.backward_peak, "backward pass", part.backward_holders, ran)
+
+    def _started(self, key: tuple[int, int, int], row: Order, chunk: ChunkPass, tasks: list[Ran]) -> list[int]:
+        """Return the tasks whose starts have saved what a backward pass needs: of each layer, or of all."""
+        forward = self.forward_ran[key] if row.part == "input-gradient" else self.forward_ran.pop(key)
+        if len(tasks) == 1 or len(forward) == 1:
+            return [forward[0][0]] * len(tasks)
+        return [forward[layer][0] for layer in chunk.order(row.part)]
+
+    def _hold(self, stage: int, size: Numeric, name: str, start: int, ran: Ran) -> None:
+        if float(size):
+            self.program.allocate(self.out.memories[stage], float(size), "activations", at=start, until=[ran[1]], name=name)
+
+    def _working(self, stage: int, size: Numeric, name: str, holders: Mapping[str, Numeric], ran: Ran) -> None:
+        if float(size):
+            largest = next(iter(holders), "")
+            self.program.allocate(
+                self.out.memories[stage], float(size), "working memory", at=ran[0], until=[ran[1]],
+                name=f"{name}: {largest}" if largest else name,
             )  # fmt: skip
-        self.arrived[(order.direction, target, order.micro_batch)] = task
-        return neighbour
+
+    def _send(self, stage: int, row: Order, task: int) -> list[int]:
+        """Pass the result on to the stage that needs it; returns that stage."""
+        if row.part == "weight-gradient":
+            return []
+        forward = row.part == "forward"
+        route = self.table.route_of[row.micro_batch]
+        place = self.table.place(stage, row.chunk) + (1 if forward else -1)
+        if not 0 <= place < self.table.places:
+            return []
+        neighbour = self.table.routes[route][place][0]
+        message = self.boundaries.get((stage, neighbour))
+        if message is not None:
+            task = self.program.transfer(
+                [self.links[stage, neighbour]], message.size, after=[task], latency=message.latency,
+                max_rate=message.rate, tag=BOUNDARY, name=f"{row.part} {row.micro_batch}",
+            )  # fmt: skip
+        self.arrived[(forward, route, place, row.micro_batch)] = task
+        return [neighbour]
 
     def finish(self) -> None:
         """Reduce gradients, step the optimizer, gather parameters."""
-        program = self.program
         for stage, work in enumerate(self.stages):
-            last = self.last_pass[stage]
-            self.out.last_backward.append(last)
-            if not work.bucketed:
-                for message in work.reduction:
-                    self._reduce(stage, message, 1.0, last)
-            step = program.compute(
-                self.out.streams[stage],
-                work.optimizer,
-                after=self.reductions[stage],
-                tag="optimizer",
-                name="optimizer",
+            replicas, last = self.replicas[stage], self.last_pass[stage]
+            self.out.last_pass.append(last)
+            for message in work.reduction:
+                replicas.reduce(message, last)
+            step = self.program.compute(
+                self.out.streams[stage], work.optimizer, after=replicas.take(), tag="optimizer", name="optimizer"
             )
             self.out.optimizer.append(step)
-            if work.gather is not None:
-                program.transfer(
-                    [self.reduce[stage]], work.gather.size, after=[step], latency=work.gather.latency,
-                    max_rate=work.gather.rate, stream=self.reducing[stage], tag="parameter gather", name="parameters",
-                )  # fmt: skip
+            self.out.gathers.append([replicas.gather(message, [step]) for message in work.gather])
+
+
+class _Replicas:
+    """The link of a stage to its replicas, and the two streams that its collectives queue on."""
+
+    def __init__(self, program: Program, stage: int, work: StageWork) -> None:
+        self.program = program
+        messages = [*work.reduction, *work.gather]
+        for chunk in work.messages:
+            for layer in chunk:
+                messages += [*layer.gather, *layer.reduce, *layer.replicate]
+        if messages:
+            self.link = program.link(f"stage {stage} data-parallel", max(m.bandwidth for m in messages))
+            self.gathering = program.stream(f"stage {stage} gather")
+            self.reducing = program.stream(f"stage {stage} reduction")
+        self.reductions: list[int] = []
+
+    def gather(self, message: Message, after: list[int]) -> int:
+        return self.program.transfer(
+            [self.link], message.size, after=after, latency=message.latency, max_rate=message.rate,
+            stream=self.gathering, tag=GATHER, name="parameters",
+        )  # fmt: skip
+
+    def reduce(self, message: Message, after: int) -> int:
+        task = self.program.transfer(
+            [self.link], message.size, after=[after], latency=message.latency, max_rate=message.rate,
+            stream=self.reducing, tag=REDUCTION, name="gradients",
+        )  # fmt: skip
+        self.reductions.append(task)
+        return task
+
+    def take(self) -> list[int]:
+        """Return the reductions since the last call."""
+        found, self.reductions = self.reductions, []
+        return found
+
+
+def _finals(stage: StageWork) -> dict[int, Order]:
+    """The row of a stage's table after which a chunk's gradients are complete."""
+    return {row.chunk: row for row in stage.schedule if row.part in ("backward", "weight-gradient")}

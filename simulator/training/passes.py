@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
+from types import MappingProxyType
 
-from simulator.cost import Breakdown, CostModel
+from simulator.cost import Breakdown, CostModel, Overlap
 from simulator.graph import Axis, Block, Collective, Elementwise, ModelGraph, Operator, Work
-from simulator.graph.graph import Recompute
 from simulator.specs import Span
+from simulator.training.liveness import Liveness, chain, liveness
+from simulator.training.schedules import Part
+
+PARTS: tuple[Part, ...] = ("forward", "backward", "input-gradient", "weight-gradient")
+EXCHANGE = "expert link"
+"""What binds a pass that waits for tokens on their way to experts and back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +36,6 @@ class OperatorPass:
     def time(self) -> float:
         """Seconds from the end of the operator before to its own."""
         return self.device + self.waiting
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkPass:
-    """The forward and backward pass of one micro-batch through a model chunk, operator by operator."""
-
-    forward: tuple[OperatorPass, ...]
-    backward: tuple[OperatorPass, ...]
-    """In execution order; repeated forward operators stand before the backward ones that need them."""
-    layer_backward: tuple[Breakdown, ...]
-    """The backward pass cut at layers, in execution order (embedding and head belong to their neighbours)."""
-    forward_time: Breakdown
-    backward_time: Breakdown
-    saved: float
-    """Bytes kept from the forward pass until the backward pass."""
-    working: float
-    """Bytes that recomputation brings back, one layer at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,121 +76,145 @@ def issued(operators: Iterable[OperatorPass]) -> Issued:
 
 
 @dataclass(frozen=True, slots=True)
-class _BlockPass:
-    forward: tuple[OperatorPass, ...]
-    backward: tuple[OperatorPass, ...]
-    forward_time: Breakdown
-    backward_time: Breakdown
-    saved: float
-    working: float
-    forward_issued: Issued
-    backward_issued: Issued
+class LayerPass:
+    """The passes of one micro-batch through one block: a layer, the embedding or the head with the loss."""
+
+    block: Block
+    operators: Mapping[Part, tuple[OperatorPass, ...]]
+    """In execution order; repeated forward operators stand before the backward ones that need them."""
+    times: Mapping[Part, Breakdown]
+    issued: Mapping[Part, Issued]
+    memory: Liveness
+
+
+@dataclass(frozen=True)
+class ChunkPass:
+    """The passes of one micro-batch through a model chunk: its layers, with embedding or head where it has them."""
+
+    layers: tuple[LayerPass, ...]
+    """In forward order."""
+    operators: Mapping[Part, tuple[tuple[OperatorPass, ...], ...]]
+    """Of each layer, in execution order (backward from the last layer), with what the device waits for the CPU."""
+    times: Mapping[Part, Breakdown]
+
+    def order(self, part: Part) -> range:
+        """Indices of layers in execution order."""
+        count = len(self.layers)
+        return range(count) if part == "forward" else range(count - 1, -1, -1)
+
+    def seconds(self, part: Part) -> float:
+        """Seconds of a pass [s]."""
+        return float(self.times[part].time)
+
+    @cached_property
+    def memory(self) -> Liveness:
+        """What one micro-batch keeps in the chunk, and needs beyond at the fullest moments of its passes."""
+        return chain(layer.memory for layer in self.layers)
+
+
+def paired_seconds(passes: Sequence[tuple[ChunkPass, Part]], occupancy: float) -> float:
+    """Return the seconds of passes that run together: expert exchanges of each beside the rest of the others.
+
+    DeepSeek-AI 2024 (arXiv:2412.19437), section 3.2.1. The exchanges' kernels take the share ``occupancy`` of the units.
+    """
+    together = _sum([chunk.times[part] for chunk, part in passes])
+    exchange = float(together.by_bound.get(EXCHANGE, 0.0))
+    rest = float(together.time) - exchange
+    return rest + max(exchange - rest, occupancy * exchange)
 
 
 class PassPricer:
     """Prices the passes of model chunks; equal blocks are priced once.
 
-    ``eager`` where the CPU issues every operator in every pass; a captured graph is issued at once. ``overlap`` where
-    collectives of the backward pass run beside the products that may hide them.
+    Parameters
+    ----------
+    graph, cost, spans
+        What is priced, by whom, over which groups.
+    parts : tuple of str
+        Which passes there are: the backward pass as one, its input and weight gradients apart, or both.
+    eager : bool
+        Whether the CPU issues every operator in every pass; a captured graph is issued at once.
+    overlap : str
+        What tensor-parallel collectives run beside: ``none``, ``backward`` products, or ``chunked`` beside their own.
     """
 
     def __init__(
-        self, graph: ModelGraph, cost: CostModel, spans: Mapping[Axis, Span], recompute: Recompute, *,
-        eager: bool = True, overlap: bool = True,
+        self, graph: ModelGraph, cost: CostModel, spans: Mapping[Axis, Span], *,
+        parts: tuple[Part, ...] = PARTS[:2], eager: bool = True, overlap: Overlap = "backward",
     ) -> None:  # fmt: skip
-        self._graph, self._cost, self._spans, self._recompute = graph, cost, spans, recompute
+        self._graph, self._cost, self._spans, self._parts = graph, cost, spans, parts
         self._overlap = overlap
+        self._groups = {axis: span.size for axis, span in spans.items()}
         self._operator = float(cost.calibration.training.eager_operator or 0.0) if eager else 0.0
-        self._blocks: dict[tuple[int, Recompute], _BlockPass] = {}
+        self._layers: dict[tuple[int, frozenset[str]], LayerPass] = {}
 
-    def chunk(self, layers: tuple[int, ...], *, embedding: bool, head: bool) -> ChunkPass:
-        """Return the passes through consecutive layers, with the embedding before or the head behind them."""
-        parts = [self._block(self._graph.blocks[self._graph.layers[i]], self._recompute) for i in layers]
-        first = [self._block(self._graph.embedding, "none")] if embedding else []
-        last = [self._block(self._graph.head, "none")] if head else []
-        sequence = [*first, *parts, *last]
-        forward = [part.forward for part in sequence]
-        backward = [part.backward for part in reversed(sequence)]
-        forward_time = _repeated([part.forward_time for part in sequence])
-        backward_time = _repeated([part.backward_time for part in sequence])
-        by_layer = [part.backward_time for part in reversed(parts)]
-        if head:
-            by_layer[0] = last[0].backward_time + by_layer[0]
-        if embedding:
-            by_layer[-1] = by_layer[-1] + first[0].backward_time
-        waits = _sequence([part.forward_issued for part in sequence])
-        if _waiting(waits) > 0.0:
-            forward_time = forward_time + _host(_waiting(waits))
-            forward = _paced(forward)
-        waits = _sequence([part.backward_issued for part in reversed(sequence)])
-        if _waiting(waits) > 0.0:
-            backward_time = backward_time + _host(_waiting(waits))
-            backward = _paced(backward)
-            by_layer = _with_waits(by_layer, backward, head=head, embedding=embedding)
-        return ChunkPass(
-            tuple(op for part in forward for op in part),
-            tuple(op for part in backward for op in part),
-            tuple(by_layer),
-            forward_time,
-            backward_time,
-            sum(part.saved for part in sequence),
-            max((part.working for part in sequence), default=0.0),
-        )
+    def chunk(self, layers: Sequence[tuple[Block, frozenset[str]]]) -> ChunkPass:
+        """Return the passes through blocks, each with the names of its operators that are computed again."""
+        sequence = [self.layer(block, again) for block, again in layers]
+        operators: dict[Part, tuple[tuple[OperatorPass, ...], ...]] = {}
+        times: dict[Part, Breakdown] = {}
+        for part in self._parts:
+            ordered = sequence if part == "forward" else sequence[::-1]
+            times[part] = _repeated([layer.times[part] for layer in ordered])
+            found = [layer.operators[part] for layer in ordered]
+            waiting = _waiting(_sequence([layer.issued[part] for layer in ordered]))
+            if waiting > 0.0:
+                times[part] = times[part] + _host(waiting)
+                found = _paced(found)
+            operators[part] = tuple(found)
+        return ChunkPass(tuple(sequence), MappingProxyType(operators), MappingProxyType(times))
 
-    def _block(self, block: Block, recompute: Recompute) -> _BlockPass:
-        key = (id(block), recompute)
-        found = self._blocks.get(key)
+    def layer(self, block: Block, again: frozenset[str] = frozenset()) -> LayerPass:
+        """Return the passes through one block."""
+        key = (id(block), again)
+        found = self._layers.get(key)
         if found is None:
-            found = self._blocks[key] = self._price(block, recompute)
+            found = self._layers[key] = self._price(block, again)
         return found
 
-    def _price(self, block: Block, recompute: Recompute) -> _BlockPass:
-        times = {
-            op.name: self._cost.operator_times(op if self._overlap else _exposed(op), self._spans)
-            for op in block.operators
+    def _price(self, block: Block, again: frozenset[str]) -> LayerPass:
+        priced = {
+            apart: {
+                op.name: self._cost.operator_times(op, self._spans, overlap=self._overlap, apart=apart)
+                for op in block.operators
+            }
+            for apart in {part in ("input-gradient", "weight-gradient") for part in self._parts}
         }
-        forward = tuple(self._pass(op.name, times[op.name].forward, op.forward) for op in block.operators)
-        again = block.recomputed(recompute)
-        backward = [
-            self._pass(op.name, times[op.name].backward, op.backward)
-            for op in reversed(block.operators)
-            if op.backward
-        ]
-        repeated = [self._pass(f"{op.name} (again)", times[op.name].forward, op.forward) for op in again]
-        ordered = _insert(repeated, backward, again)
-        saved = float(block.saved_bytes(recompute))
-        working = max(0.0, float(block.saved_bytes("none")) - saved) if again else 0.0
-        return _BlockPass(
-            forward,
-            ordered,
-            _sum([op.breakdown for op in forward]),
-            _sum([op.breakdown for op in ordered]),
-            saved,
-            working,
-            issued(forward),
-            issued(ordered),
+        repeated = [op for op in block.operators if op.name in again]
+        passes: dict[Part, tuple[OperatorPass, ...]] = {}
+        for part in self._parts:
+            times = priced[part in ("input-gradient", "weight-gradient")]
+            found = []
+            for op in block.operators if part == "forward" else reversed(block.operators):
+                works = _works(op, part)
+                if works:
+                    found.append(self._pass(op.name, getattr(times[op.name], part.replace("-", "_")), works))
+            if part in ("backward", "input-gradient"):
+                once_more = [self._pass(f"{op.name} (again)", times[op.name].forward, op.forward) for op in repeated]
+                found = _insert(once_more, found, again)
+            passes[part] = tuple(found)
+        return LayerPass(
+            block,
+            MappingProxyType(passes),
+            MappingProxyType({part: _sum([op.breakdown for op in found]) for part, found in passes.items()}),
+            MappingProxyType({part: issued(found) for part, found in passes.items()}),
+            liveness(
+                block, again, numerics=self._graph.numerics, groups=self._groups, placeholders=block is self._graph.head
+            ),
         )
 
     def _pass(self, name: str, breakdown: Breakdown, works: tuple[Work, ...]) -> OperatorPass:
         kernels = sum(
-            work.kernels if isinstance(work, Elementwise) else 1
+            float(work.kernels) if isinstance(work, Elementwise) else 1.0
             for work in works
             if not (isinstance(work, Collective) and self._spans[work.axis].size == 1)
         )
         return OperatorPass(name, breakdown, float(breakdown.time), kernels * self._operator)
 
 
-def _exposed(operator: Operator) -> Operator:
-    """Return an operator whose collectives hide behind nothing."""
-
-    def plain(works: tuple[Work, ...]) -> tuple[Work, ...]:
-        return tuple(replace(work, hidden_by="") if isinstance(work, Collective) else work for work in works)
-
-    return replace(
-        operator,
-        input_gradient=plain(operator.input_gradient),
-        weight_gradient=plain(operator.weight_gradient),
-    )
+def _works(operator: Operator, part: Part) -> tuple[Work, ...]:
+    works: tuple[Work, ...] = getattr(operator, part.replace("-", "_"))
+    return works
 
 
 def _waiting(sums: Issued) -> float:
@@ -237,27 +251,12 @@ def _paced(parts: Sequence[tuple[OperatorPass, ...]]) -> list[tuple[OperatorPass
     return paced
 
 
-def _with_waits(
-    layers: list[Breakdown], parts: Sequence[tuple[OperatorPass, ...]], *, head: bool, embedding: bool
-) -> list[Breakdown]:
-    """Add what each layer of a backward pass waits; head and embedding belong to their neighbours."""
-    waits = [sum(op.waiting for op in part) for part in parts]
-    if head:
-        waits[:2] = [waits[0] + waits[1]]
-    if embedding:
-        waits[-2:] = [waits[-2] + waits[-1]]
-    return [layer + _host(wait) if wait else layer for layer, wait in zip(layers, waits, strict=True)]
-
-
 def _insert(
-    repeated: list[OperatorPass], backward: list[OperatorPass], again: tuple[Operator, ...]
-) -> tuple[OperatorPass, ...]:
+    repeated: list[OperatorPass], backward: list[OperatorPass], again: frozenset[str]
+) -> list[OperatorPass]:
     """Place the repeated forward operators right before the backward pass of the last of them."""
-    if not again:
-        return tuple(backward)
-    names = {op.name for op in again}
-    position = next((i for i, op in enumerate(backward) if op.name in names), 0)
-    return (*backward[:position], *repeated, *backward[position:])
+    position = next((i for i, op in enumerate(backward) if op.name in again), 0)
+    return [*backward[:position], *repeated, *backward[position:]]
 
 
 def _repeated(parts: list[Breakdown]) -> Breakdown:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import numpy as np
+import itertools
+from dataclasses import replace
+from functools import cached_property
 
-from simulator.cost import adam_bytes, collective_traffic
 from simulator.engine import execute
-from simulator.graph import (
-    FORMAT_BYTES,
-    Collective,
-    Elementwise,
-    ModelGraph,
-    Shape,
-    build,
-)
-from simulator.specs import MemroofError, Span, TrainingScenario
+from simulator.graph import Block, Collective, ModelGraph, Partition, Shape, build
+from simulator.specs import MemroofError, TrainingScenario
 from simulator.strategy import Outcome, Setup
 from simulator.training.answer import outcome
-from simulator.training.lower import Message, StageWork, lower
-from simulator.training.memory import (
-    MASTER_BYTES,
-    STATE_BYTES,
-    ModelStates,
-    bytes_per_parameter,
-    graph_parameters,
-    model_states,
-)
-from simulator.training.passes import ChunkPass, PassPricer
+from simulator.training.lower import lower
+from simulator.training.messages import Messenger
+from simulator.training.optimizers import Shards, update_gathers, update_works
+from simulator.training.passes import PARTS, ChunkPass, PassPricer
 from simulator.training.plan import Plan, make_plan
-from simulator.training.schedule import SCHEDULES
+from simulator.training.recomputation import recomputed
+from simulator.training.schedules import in_flight
+from simulator.training.states import Elements, ModelStates, model_states
+from simulator.training.weights import Weights, block_weights, stage_weights
+from simulator.training.work import LayerMessages, Message, StageWork
 
 MAXIMUM_TASKS = 4_000_000
 """Tasks of a step beyond which a run would take minutes; refused with a word on what to change."""
@@ -46,15 +38,14 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     if not isinstance(scenario, TrainingScenario):
         raise MemroofError(f"a training strategy cannot run a {scenario.kind} scenario")
     plan = make_plan(scenario, setup.model, setup.hardware)
-    # a pass and its message, forward and backward
-    tasks = 4 * plan.micro_batches * plan.chunks * plan.pipeline
+    step = Step(setup, scenario, plan)
+    tasks = step.tasks
     if tasks > MAXIMUM_TASKS:
         raise MemroofError(
             f"{tasks:,} tasks are more than {MAXIMUM_TASKS:,}; a larger micro_batch or fewer virtual_stages makes fewer"
         )
-    step = Step(setup, scenario, plan)
     stages = [step.stage(index) for index in range(plan.pipeline)]
-    lowered = lower(scenario.name, stages, detail=detail)
+    lowered = lower(scenario.name, plan.table, stages, step.boundaries(), detail=detail)
     timeline = execute(lowered.program)
     return outcome(step, stages, lowered, timeline)
 
@@ -65,144 +56,171 @@ class Step:
     def __init__(self, setup: Setup, scenario: TrainingScenario, plan: Plan) -> None:
         self.setup, self.scenario, self.plan = setup, scenario, plan
         self.strategy, self.cost = scenario.strategy, setup.cost
-        self.spans = plan.spans(setup.hardware)
-        shape = Shape(
-            plan.micro_batch, plan.sequence, target=plan.sequence if setup.model.num_encoder_layers else None
-        )
-        self.graph: ModelGraph = build(
-            setup.model, shape, plan.partition, plan.numerics, fused_attention=self.strategy.fused_attention,
-            fused_loss=self.strategy.fused_loss,
-        )  # fmt: skip
+        self.messenger = Messenger(setup.cost, setup.hardware, plan, scenario.strategy)
+        self.spans = self.messenger.spans
+        self.graph: ModelGraph = self._graph()
+        present = {row.part for orders in (plan.table.orders[0], plan.table.orders[-1]) for row in orders}
         self.pricer = PassPricer(
-            self.graph,
-            self.cost,
-            self.spans,
-            self.strategy.recompute,
-            eager=not self.strategy.cuda_graphs,
-            overlap=self.strategy.overlap_tensor_parallel != "none",
-        )
-        self._chunks: dict[tuple[tuple[int, ...], bool, bool], ChunkPass] = {}
-        self._boundaries: dict[int, Message] = {}
+            self.graph, self.cost, self.spans, parts=tuple(part for part in PARTS if part in present), eager=not self.strategy.cuda_graphs,
+            overlap=self.strategy.overlap_tensor_parallel,
+        )  # fmt: skip
+        self._chunks: dict[tuple[tuple[int, ...], bool, bool, bool], ChunkPass] = {}
+
+    def _graph(self) -> ModelGraph:
+        plan, model = self.plan, self.setup.model
+        target = plan.sequence if model.num_encoder_layers else None
+        return build(
+            model, Shape(plan.micro_batch, plan.sequence, target=target), plan.partition, plan.numerics,
+            fused_attention=self.strategy.fused_attention, fused_loss=self.strategy.fused_loss,
+        )  # fmt: skip
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of the step's program, about."""
+        passes = 2 * self.plan.micro_batches * self.plan.places
+        by_layer = self.messenger.communication.reduce == "each"
+        layers = 3 * len(self.graph.layers) / self.plan.places if by_layer else 0.0
+        return int(passes * (2 + layers))
+
+    def blocks(self, place: int) -> list[Block]:
+        """Return the blocks of a model chunk, embedding before and head behind its layers where it has them."""
+        graph, plan = self.graph, self.plan
+        layers = [graph.blocks[graph.layers[layer]] for layer in plan.layers[place]]
+        first = [graph.embedding] if place == 0 else []
+        last = [graph.head] if place == plan.places - 1 else []
+        return [*first, *layers, *last]
+
+    def again(self, place: int) -> list[frozenset[str]]:
+        """Return the names of operators that each block of a chunk computes again."""
+        limit = self.strategy.recompute_layers
+        found, counted = [], 0
+        for block in self.blocks(place):
+            inner = block is not self.graph.embedding and block is not self.graph.head
+            repeats = inner and (limit is None or counted < limit)
+            counted += inner
+            found.append(recomputed(block, self.strategy) if repeats else frozenset[str]())
+        return found
+
+    def chunk(self, place: int, *, repeat: bool = True) -> ChunkPass:
+        """Return the passes through a model chunk; ``repeat`` where the strategy's operators are computed again."""
+        plan = self.plan
+        kinds = tuple(self.graph.layers[layer] for layer in plan.layers[place])
+        key = (kinds, place == 0, place == plan.places - 1, repeat)
+        found = self._chunks.get(key)
+        if found is None:
+            blocks = self.blocks(place)
+            again = self.again(place) if repeat else [frozenset[str]()] * len(blocks)
+            found = self._chunks[key] = self.pricer.chunk(list(zip(blocks, again, strict=True)))
+        return found
 
     def stage(self, index: int) -> StageWork:
         """Return what a stage does and holds."""
-        plan, strategy = self.plan, self.strategy
-        places = [chunk * plan.pipeline + index for chunk in range(plan.chunks)]
-        chunks = tuple(self._chunk(place) for place in places)
-        states, parameters = self.states(index)
-        reduction, gather = self._data_parallel(parameters, states)
-        optimizer = self.cost.price(self._optimizer(self._updated(parameters)))
-        schedule = SCHEDULES[strategy.schedule](index, plan.pipeline, plan.micro_batches, plan.chunks)
+        plan, messenger, strategy = self.plan, self.messenger, self.strategy
+        places = plan.held(index)
+        chunks = tuple(self.chunk(place) for place in places)
+        some = strategy.recompute_micro_batches
+        kept = chunks if some is None else tuple(self.chunk(place, repeat=False) for place in places)
+        blocks = [self.blocks(place) for place in places]
+        weights = self.weights(index)
+        totals = Elements.of(weights, max(float(block.trainable_parameters) for held in blocks for block in held))
+        dense, expert = (float(elements) for elements in totals.trained)
+        by_layer = strategy.optimizer_update == "layer"
+        layers = tuple(tuple(self._layer(block, by_layer=by_layer) for block in held) for held in blocks)
+        communication = messenger.communication
+        reduction = messenger.reductions(dense, expert) if communication.reduce == "end" else ()
+        reduction += self._copies(index, dense + expert)
+        replicate = messenger.replications(dense, expert) if communication.reduce == "end" else ()
+        window = max(in_flight(plan.table.orders[index], chunk) for chunk in range(plan.table.chunks))
+        return StageWork(
+            plan.table.orders[index], chunks, kept, (1, 1) if some is None else (window, some), layers, communication,
+            reduction + replicate, messenger.gathers(dense, expert) if communication.gather == "end" else (),
+            0.0 if by_layer else self._optimizer(weights, blocks), self.resident(index),
+            self.setup.hardware.memory.capacity, strategy.overlap_expert_parallel,
+        )  # fmt: skip
+
+    def weights(self, index: int) -> tuple[Weights, ...]:
+        """Return the weight tensors of a stage, and the copy of the word table that a tied head holds elsewhere."""
+        plan, model = self.plan, self.setup.model
+        found: list[Weights] = []
+        for place in plan.held(index):
+            first, last = place == 0, place == plan.places - 1
+            found += stage_weights(
+                self.graph, plan.layers[place], model, embedding=first, head=last, whole=self._whole
+            )
+            if last and not first and model.tie_word_embeddings:
+                width = model.embedding_size or model.hidden_size
+                found.append(Weights("logits.copy", model.vocab_size / plan.tensor, width, role="head"))
+        return tuple(found)
+
+    @cached_property
+    def _whole(self) -> ModelGraph | None:
+        """The graph without tensor parallelism, for optimizers that work on whole matrices."""
+        if self.strategy.optimizer != "muon" or self.plan.tensor == 1:
+            return None
+        return build(self.setup.model, Shape(1, self.plan.sequence), Partition(), self.plan.numerics)
+
+    @property
+    def _shards(self) -> Shards:
+        groups = self.plan.groups
+        return Shards(groups.shard, groups.expert_shard) if self.strategy.zero_stage else Shards()
+
+    def resident(self, index: int) -> dict[str, float]:
+        """Return the bytes that a stage holds through the whole step, by category."""
+        states = self.states(index)
         context = float(self.cost.calibration.host.context_bytes or 0.0)
-        resident = {
+        return {
             "weights": float(states.weights), "gradients": float(states.gradients),
             "optimizer states": float(states.optimizer), "context": context,
         }  # fmt: skip
-        boundary = self._boundary(index) if plan.pipeline > 1 else None
-        return StageWork(
-            schedule, chunks, boundary, reduction, strategy.overlap_gradient_reduction and bool(reduction),
-            float(optimizer.time), gather, resident, self.setup.hardware.memory.capacity,
-        )  # fmt: skip
 
-    def states(self, index: int) -> tuple[ModelStates, tuple[float, float]]:
-        """Return a stage's model states and its (all, expert) parameters."""
+    def states(self, index: int) -> ModelStates:
+        """Return a stage's model states."""
+        largest = max(float(b.trainable_parameters) for place in self.plan.held(index) for b in self.blocks(place))
+        return model_states(self.strategy, Elements.of(self.weights(index), largest), self._shards)
+
+    def boundaries(self) -> dict[tuple[int, int], Message]:
+        """Return the message between every two stages that follow each other on a route, in both directions."""
         plan = self.plan
-        total = expert = 0.0
-        for chunk in range(plan.chunks):
-            place = chunk * plan.pipeline + index
-            first, last = place == 0, place == len(plan.layers) - 1
-            everything, experts = graph_parameters(self.graph, plan.layers[place], embedding=first, head=last)
-            if last and not first and self.setup.model.tie_word_embeddings:
-                everything += self._tied_table()
-            total, expert = total + everything, expert + experts
-        return model_states(self.strategy, total, plan.data, expert, plan.expert), (total, expert)
-
-    def _tied_table(self) -> float:
-        """A tied head on another stage than the embedding holds a copy of the word table."""
-        model = self.setup.model
-        return model.vocab_size * (model.embedding_size or model.hidden_size) / self.plan.tensor
-
-    def _chunk(self, place: int) -> ChunkPass:
-        plan = self.plan
-        layers = plan.layers[place]
-        first, last = place == 0, place == len(plan.layers) - 1
-        kinds = tuple(self.graph.layers[layer] for layer in layers)
-        key = (kinds, first, last)
-        found = self._chunks.get(key)
-        if found is None:
-            found = self._chunks[key] = self.pricer.chunk(layers, embedding=first, head=last)
-        return found
-
-    def _boundary(self, stage: int) -> Message:
-        plan = self.plan
-        span = plan.boundary(self.setup.hardware, stage)
         size = (
-            plan.micro_batch * plan.sequence * self.setup.model.hidden_size * plan.numerics.activation_bytes
+            plan.micro_batch * plan.sequence / plan.context * self.setup.model.hidden_size * plan.numerics.activation_bytes
         )
-        scattered = self.strategy.sequence_parallel or self.strategy.optimize_pipeline_transfer
-        sent = size / plan.tensor if scattered else size
-        message = self._message(Collective("send", "pipeline", sent), span)
-        if plan.tensor > 1 and scattered and not self.strategy.sequence_parallel:
-            gather = self.cost.price(Collective("all-gather", "tensor", size), self.spans["tensor"])
-            message = Message(
-                message.size, message.bandwidth, message.latency + float(gather.time), message.rate
-            )
-        return message
+        pairs = {
+            pair
+            for route in plan.table.routes
+            for (a, _), (b, _) in itertools.pairwise(route)
+            if a != b
+            for pair in ((a, b), (b, a))
+        }
+        return {pair: self.messenger.boundary(*pair, size) for pair in sorted(pairs)}
 
-    def _message(self, collective: Collective, span: Span) -> Message:
-        """Return a collective as bytes over its outermost link, lasting what the cost model says."""
-        cost = self.cost.price(collective, span)
-        size = float(collective_traffic(collective.kind, span, float(collective.size))[-1])
-        time, latency = float(cost.time), float(cost.latency)
-        if time <= latency or size <= 0.0:
-            return Message(0.0, span.tiers[-1].bandwidth, time, np.inf)
-        rate = size / (time - latency)
-        return Message(size, max(span.tiers[-1].bandwidth, rate), latency, rate)
+    def _layer(self, block: Block, *, by_layer: bool) -> LayerMessages:
+        messages = self.messenger.layer(block)
+        if not by_layer:
+            return messages
+        works = update_works(self.strategy, block_weights(block, self.setup.model), self._shards)
+        return replace(messages, optimizer=sum(float(self.cost.price(work).time) for work in works))
 
-    def _data_parallel(
-        self, parameters: tuple[float, float], states: ModelStates
-    ) -> tuple[tuple[Message, ...], Message | None]:
-        """Return the gradient reductions of a stage and, for ZeRO-1, the gathering of its updated parameters."""
-        plan, strategy = self.plan, self.strategy
-        width = FORMAT_BYTES[strategy.gradient_precision]
-        total, expert = parameters
-        groups = [(total - expert, self.spans["data"])]
-        if expert and plan.data > plan.expert:
-            groups.append(
-                (expert, self.setup.hardware.span(plan.data // plan.expert, plan.tensor * plan.expert))
-            )
-        kind = "reduce-scatter" if strategy.zero_stage else "all-reduce"
-        messages = tuple(
-            self._message(Collective(kind, "data", elements * width), span)  # type: ignore[arg-type]
-            for elements, span in groups
-            if elements and span.size > 1
-        )
-        if not strategy.zero_stage or not messages:
-            return messages, None
-        return messages, self._message(Collective("all-gather", "data", states.weights), self.spans["data"])
+    def _copies(self, index: int, elements: float) -> tuple[Message, ...]:
+        """Return the reduction between the stages that hold the same layers, where a schedule has copies of the model."""
+        table = self.plan.table
+        if len(table.routes) == 1:
+            return ()
+        place = table.place(index, 0)
+        other = next(stage for route in table.routes for stage, chunk in (route[place],) if chunk != 0)
+        return self.messenger.copies(elements, index, other)
 
-    def _optimizer(self, elements: float) -> Elementwise:
-        weight, gradient, _ = bytes_per_parameter(self.strategy)
-        master = MASTER_BYTES if weight < MASTER_BYTES else 0.0
-        moments = STATE_BYTES[self.strategy.optimizer] / 2.0
-        read, written = adam_bytes(
-            elements, gradient_bytes=gradient, weight_bytes=weight, state_bytes=moments, master_bytes=master
-        )
-        norm_read, norm_written = self._gradient_passes(gradient)
-        return Elementwise(read + elements * norm_read, written + elements * norm_written, 18.0 * elements)
-
-    def _gradient_passes(self, width: float) -> tuple[float, float]:
-        """Bytes read and written for each gradient element before the optimizer sees it, as kernels over all gradients.
-
-        The norm is read, the clipped gradient written back, the buffer zeroed for the next step; in fp16 the loss scale is
-        divided out (and infinities are looked for) first (Micikevicius et al. 2018, section 3.2).
-        """
-        scaled = width if self.strategy.precision == "fp16" else 0.0
-        return 2.0 * width + scaled, 2.0 * width + scaled
-
-    def _updated(self, parameters: tuple[float, float]) -> float:
-        """Elements that one rank's optimizer updates."""
-        total, expert = parameters
-        if not self.strategy.zero_stage:
-            return total
-        return (total - expert) / self.plan.data + expert / max(1, self.plan.data // self.plan.expert)
+    def _optimizer(self, weights: tuple[Weights, ...], blocks: list[list[Block]]) -> float:
+        """Seconds of the update, of gathers before it, and of what a step does once."""
+        works = [*update_works(self.strategy, weights, self._shards)]
+        works += [work for held in blocks for block in held for work in block.step_works()]
+        seconds = sum(float(self.cost.price(work).time) for work in works)
+        gathered = update_gathers(self.strategy, weights, self._shards)
+        groups, hardware = self.plan.groups, self.setup.hardware
+        for size, span in (
+            (gathered.tensor, self.spans["tensor"]),
+            (gathered.dense, groups.shards(hardware)[0]),
+            (gathered.expert, groups.expert_shards(hardware)[0]),
+        ):
+            if size and span.size > 1:
+                seconds += float(self.cost.price(Collective("all-gather", "data", size), span).time)
+        return seconds

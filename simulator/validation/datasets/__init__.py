@@ -26,6 +26,7 @@ MODULES: tuple[str, ...] = (
     "published",
     "activations",
     "frameworks",
+    "fsdp",
     "claims",
 )
 """Modules of this package, in the order in which their data sets are printed."""

@@ -13,8 +13,6 @@ import numpy as np
 from simulator.specs import Catalog, MemroofError, TrainingStrategy
 from simulator.validation.dataset import FloatArray, Part, TableDataSet, keep
 from simulator.validation.datasets.steps import (
-    CONTEXT,
-    FSDP,
     LAYOUT,
     UNCHECKED,
     Case,
@@ -97,20 +95,22 @@ SC21_MODELS: Mapping[float, tuple[int, int, int]] = {174.6: (12_288, 96, 96), 52
 
 
 def _ptdp_case(row: Any) -> Case:
+    """PTD-P in tensor-parallel groups of a node, interleaved; DeepSpeed's ZeRO-3 over all GPUs, a layer gathered ahead."""
     hidden, layers, heads = SC21_MODELS[row.params_b]
     stages = row.model_parallel_size // 8
     replicas = row.gpus // row.model_parallel_size
-    schedule = interleaving(layers, stages, row.batch_seqs // (replicas * row.micro_batch))
+    layout: dict[str, Any] = {"zero_stage": 3}
+    if row.scheme != "ZeRO-3":
+        schedule = interleaving(layers, stages, row.batch_seqs // (replicas * row.micro_batch))
+        layout = {"tensor_parallel": 8, "pipeline_parallel": stages, **schedule}
     strategy = TrainingStrategy(
-        tensor_parallel=8, pipeline_parallel=stages, data_parallel=replicas, micro_batch=row.micro_batch,
-        recompute="full", **schedule, **EARLIER,
+        data_parallel=replicas, micro_batch=row.micro_batch, recompute="full", **layout, **EARLIER,
     )  # fmt: skip
     model = gpt(hidden, layers, heads, sequence=row.seq_len)
     return Case("dgx-a100-80gb", eight_to_a_node(row.gpus), model, row.batch_seqs, row.seq_len, strategy)
 
 
 def _sc21_table2(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
-    frame = keep(frame, frame["scheme"] != "ZeRO-3", FSDP, skipped)
     frame = keep(frame, frame["params_b"].isin(list(SC21_MODELS)), "model is not in the table", skipped)
 
     def quantity(rows: pd.DataFrame, cases: Sequence[Case]) -> Quantity:
@@ -158,19 +158,30 @@ def _table5(
 # --- MegaScale, Llama 3, Megatron-Core, single runs -----------------------------------------------------------------
 
 
+MEGASCALE: Mapping[str, Any] = {
+    "fused_attention": True, "overlap_tensor_parallel": "chunked", "zero_stage": 1, "overlap_gradient_reduction": True,
+    "overlap_parameter_gather": True,
+}  # fmt: skip
+"""What MegaScale adds (Jiang et al. 2024, sections 3.1 to 3.4): FlashAttention-2, chunked tensor-parallel collectives, overlapped
+reductions and gathers; its blocks are parallel ones. Its sliding window is not stated (attention over all is assumed: 1 % of its
+own ablation), nor is it how it recomputes: nothing, as fused attention keeps no scores."""
+
+
 def _megascale_case(row: Any) -> Case:
     """Korthikanti's Megatron-LM with interleaving of six chunks (Jiang et al. 2024, section 6.1), A100 and eight HDR NICs."""
+    own = row.system != "Megatron-LM"
+    options = MEGASCALE if own else {"fused_attention": False, "fused_loss": False, "recompute": "selective"}
     strategy = TrainingStrategy(
         tensor_parallel=8, pipeline_parallel=8, micro_batch=1, schedule="1f1b-interleaved", virtual_stages=6,
-        sequence_parallel=True, recompute="selective", fused_attention=False, fused_loss=False,
+        sequence_parallel=True, **options,
     )  # fmt: skip
     model = gpt(12_288, 96, 128, sequence=2048)
+    if own:
+        model = model.model_copy(update={"name": "megascale-175b", "parallel_block": True})
     return Case("dgx-a100-80gb", eight_to_a_node(row.gpus), model, row.global_batch, 2048, strategy)
 
 
 def _megascale(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
-    own = "MegaScale's own overlap, parallel blocks and optimizer: no strategy yet"
-    frame = keep(frame, frame["system"] == "Megatron-LM", own, skipped)
     return step_parts(
         frame, catalog, skipped, case=_megascale_case, measured=lambda rows: rows["iteration_s"].to_numpy(float),
         groups=("global_batch",),
@@ -178,15 +189,15 @@ def _megascale(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> 
 
 
 def _llama3(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
-    frame = keep(frame, frame["cp"] == 1, CONTEXT, skipped)
     model = catalog.model("llama3.1-405b")
 
     def case(row: Any) -> Case:
-        # two layers a chunk, one in the first and the last (Llama team 2024, section 3.3.2)
+        # two layers a chunk, one in the first and the last; keys and values gathered over contexts; ranks in the order of
+        # section 3.3.2 (Llama team 2024)
         strategy = TrainingStrategy(
-            tensor_parallel=row.tp, pipeline_parallel=row.pp, data_parallel=row.dp, micro_batch=1,
+            tensor_parallel=row.tp, pipeline_parallel=row.pp, context_parallel=row.cp, data_parallel=row.dp, micro_batch=1,
             schedule="1f1b-interleaved", virtual_stages=4, sequence_parallel=True, zero_stage=1,
-            overlap_gradient_reduction=True,
+            overlap_gradient_reduction=True, rank_order="tp-cp-pp-dp",
         )  # fmt: skip
         batch = row.batch_per_dp * row.dp
         return Case("grand-teton-h100", eight_to_a_node(row.gpus), model, batch, row.seq_len, strategy)
@@ -229,21 +240,66 @@ def _single_runs(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -
     frame = keep(
         frame, ~frame["hardware"].str.startswith("TPU"), "layouts of TPU slices: no strategy yet", skipped
     )
-    frame = keep(frame, ~frame["run"].str.contains("DeepSeek"), "FP8, DualPipe: no strategy yet", skipped)
-    frame = keep(frame, frame["run"] == "MT-NLG 530B", LAYOUT, skipped)
+    frame = keep(frame, frame["run"].isin(["MT-NLG 530B", "DeepSeek-V3"]), LAYOUT, skipped)
+    whole = "hours of a whole run, its long contexts and restarts included"
+    frame = keep(frame, frame["quantity"] != "total_gpu_hours", whole, skipped)
 
     def case(row: Any) -> Case:
+        if row.run == "DeepSeek-V3":
+            return _deepseek_case(catalog)
         # 530B of table 1 of Narayanan et al. 2021 in micro-batches of one, 1F1B (Smith et al. 2022, section 3.2)
         strategy = TrainingStrategy(
             tensor_parallel=8, pipeline_parallel=35, data_parallel=8, recompute="full", **EARLIER,
         )  # fmt: skip
         return Case("dgx-a100-80gb", 280, gpt(20_480, 105, 128, sequence=2048), 1920, 2048, strategy)
 
+    def measured(rows: pd.DataFrame) -> FloatArray:
+        return np.array([_tokens_a_second(row) for row in rows.itertuples(index=False)])
+
     return step_parts(
-        frame, catalog, skipped, case=case, measured=lambda rows: rows["value"].to_numpy(float),
+        frame, catalog, skipped, case=case, measured=measured,
         quantity=lambda rows, cases: lambda outcome, row: float(outcome.metrics["tokens_per_second"].value),
         groups=("run",),
     )  # fmt: skip
+
+
+def _tokens_a_second(row: Any) -> float:
+    """Tokens a second of all GPUs, from them or from the GPU hours of 10^12 tokens."""
+    if row.quantity == "tokens_per_s":
+        return float(row.value)
+    return 1e12 / (float(row.value) * 3600.0 / float(row.accelerators))
+
+
+DEEPSEEK_AGAIN = (
+    "attention.norm",
+    "mlp.norm",
+    "attention.q_norm",
+    "attention.kv_norm",
+    "attention.q_b",
+    "attention.kv_b",
+)
+"""What DeepSeek-V3 computes again: norms and the up-projections of latent attention (section 3.2.3)."""
+
+
+def _deepseek_case(catalog: Catalog) -> Case:
+    """DeepSeek-V3 as its report trains it (DeepSeek-AI 2024, sections 3.2, 3.3 and 4.2).
+
+    2,048 H800 of 256 nodes: 16 stages in DualPipe, 128 replicas, experts over 64 GPUs of 8 nodes, four nodes a token,
+    ZeRO-1, fp8 in blocks, bf16 moments, norms and up-projections of latent attention recomputed; a batch of 15,360
+    sequences of 4,096 tokens in micro-batches of one. The multi-token prediction is one layer more, without its second
+    pass through the head. The report does not state how all-to-alls hide beyond DualPipe's pairs.
+    """
+    strategy = TrainingStrategy(
+        pipeline_parallel=16, data_parallel=128, expert_parallel=64, expert_nodes=4, zero_stage=1, micro_batch=1,
+        schedule="dualpipe", precision="fp8", fp8_recipe="block", moment_precision="bf16", overlap_expert_parallel=True,
+        overlap_gradient_reduction=True,
+        recompute_operators=DEEPSEEK_AGAIN,
+    )  # fmt: skip
+    model = catalog.model("deepseek-v3")
+    model = model.model_copy(
+        update={"name": "deepseek-v3-mtp", "num_hidden_layers": model.num_hidden_layers + 1}
+    )
+    return Case("h800-node", 256, model, 15_360, 4096, strategy)
 
 
 # --- BigScience -----------------------------------------------------------------------------------------------------

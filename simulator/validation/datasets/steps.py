@@ -221,6 +221,47 @@ def gpt(
     )  # fmt: skip
 
 
+@lru_cache(maxsize=2048)
+def fits(case: Case, catalog: Catalog) -> bool:
+    """Return whether a step is predicted to fit; of several ways to run one, a submitter took one that did."""
+    return simulate(case.setup(catalog)).fits
+
+
+def least_recomputed(case: Case, catalog: Catalog) -> Case:
+    """Return a step with the least recomputation that fits, where a source does not state it: none, selective, full.
+
+    What a submitter has tuned recomputes no more than it must; where nothing is predicted to fit, all is recomputed.
+    """
+    for recompute in ("none", "selective"):
+        found = replace(case, strategy=case.strategy.model_copy(update={"recompute": recompute}))
+        if fits(found, catalog):
+            return found
+    return replace(case, strategy=case.strategy.model_copy(update={"recompute": "full"}))
+
+
+def fastest(cases: Sequence[Case], catalog: Catalog) -> Case:
+    """Return the step that is predicted to be the fastest of those that are legal and fit.
+
+    For sources that do not state the layout: a submitter has tuned it.
+
+    Raises
+    ------
+    MemroofError
+        If none is legal and fits.
+    """
+    found: list[tuple[float, Case]] = []
+    for case in cases:
+        try:
+            outcome = simulate(case.setup(catalog))
+        except MemroofError:
+            continue
+        if outcome.fits:
+            found.append((outcome.metrics["step_time"].value, case))
+    if not found:
+        raise MemroofError("no legal layout is predicted to fit")
+    return min(found, key=lambda timed: timed[0])[1]
+
+
 def eight_to_a_node(gpus: float) -> int:
     """Return the nodes of eight GPUs that some GPUs fill."""
     return max(1, -(-int(gpus) // 8))

@@ -29,7 +29,7 @@ IDEAL = LinkConstants(
 NVLINK = Tier("node", 8, 300e9, 1e-6)
 NVLS = Tier("node", 8, 450e9, 1e-6, True)
 RAILS = Tier("infiniband", 4, 25e9, 5e-6)
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send")
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send", "ring")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,10 +77,17 @@ def test_hierarchical_all_reduce():
     tree = algorithms("all-reduce", Span((NVLINK, RAILS)))[1]
     assert tree.traffic == pytest.approx((2 * 7 / 8, 2 / 8))
     assert tree.hops == (14, 4)
-    # between two nodes each rank is the root of one tree and a leaf of the other: it sends half of its shard
-    # in each
-    two = algorithms("all-reduce", Span((NVLINK, Tier("infiniband", 2, 25e9, 5e-6))))[1]
-    assert two.traffic == pytest.approx((2 * 7 / 8, 1 / 8))
+
+
+def test_large_all_reduce_over_two_nodes_goes_round_rings():
+    # vidur's two nodes of 1, 2 and 4 A100 reduce at 5.9, 11.9 and 22.4 GB/s of bus bandwidth: an adapter a GPU, and
+    # 2 (P - 1)/P of the tensor through it; two trees that send n each way would show 5.9, 7.9 and 12.8 GB/s
+    for ranks in (1, 2, 4):
+        inside = () if ranks == 1 else (Tier("node", ranks, 300e9, 1e-6),)
+        span = Span((*inside, Tier("infiniband", 2, 5.87e9, 5e-6)))
+        seconds = collective_time("all-reduce", span, 67e6, IDEAL).link
+        bus = 2.0 * (2 * ranks - 1) / (2 * ranks) * 67e6 / seconds
+        assert bus == pytest.approx({1: 5.9e9, 2: 11.9e9, 4: 22.4e9}[ranks], rel=0.05)
 
 
 def test_a_switch_that_reduces_halves_the_traffic():
@@ -100,6 +107,32 @@ def test_all_to_all_by_tier():
     assert parts.link == pytest.approx(24e9 / 25e9)
     # posting to p peers: 1 + log2(p) latencies of each tier
     assert parts.latency == pytest.approx(4 * 1e-6 + 3 * 5e-6)
+
+
+def test_a_ring_of_sends_waits_for_its_slowest_link_in_each_step():
+    span = Span((Tier("node", 4, 300e9, 1e-6), Tier("infiniband", 2, 25e9, 5e-6)))
+    # seven steps; in each, one rank of a node sends over the network
+    assert collective_time("ring", span, 25e9, IDEAL).time == pytest.approx(7 * (1.0 + 5e-6))
+    assert collective_traffic("ring", span, 1e9) == (7e9, 7e9)
+    inside = Span((Tier("node", 4, 300e9, 1e-6),))
+    assert collective_time("ring", inside, 300e9, IDEAL).time == pytest.approx(3 * (1.0 + 1e-6))
+
+
+def test_node_limited_routing_sends_a_row_once_to_each_node():
+    # eight nodes of eight: without a limit 56 of 64 shares of all eight copies leave the node
+    span = Span((NVLINK, Tier("infiniband", 8, 25e9, 5e-6)))
+    (plain,) = algorithms("all-to-all", span)
+    (limited,) = algorithms("all-to-all", span, 8.0, 4.0)
+    assert plain.traffic == pytest.approx((7 / 64, 56 / 64))
+    # eight experts in four nodes lie in 4 (1 - (3/4)^8) = 3.6 of them (DeepSeek-V3, section 3.2.2: 3.2 on average)
+    nodes = 4 * (1 - 0.75**8)
+    assert limited.traffic[1] == pytest.approx(7 / 8 * nodes / 8)
+    assert limited.traffic[0] <= 7 / 8
+    seconds = [
+        collective_time("all-to-all", span, 1e9, IDEAL, copies=8.0, nodes=most).time for most in (1, 2, 4, 8)
+    ]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] < collective_time("all-to-all", span, 1e9, IDEAL).time
 
 
 def test_send_uses_the_outermost_tier():

@@ -27,8 +27,8 @@ EXPECTED = {
     "v100-16gb-sxm", "v100-32gb-sxm", "v100-16gb-pcie", "v100-32gb-pcie", "t4", "a10", "a40",
     "a100-40gb-sxm", "a100-40gb-pcie", "a100-80gb-sxm", "a100-80gb-pcie", "l4", "l40s", "h100-sxm",
     "h100-pcie", "h100-nvl", "h800-sxm", "h20", "h200-sxm", "gh200-96gb", "gh200-144gb", "b200",
-    "gb200", "b300", "rtx-3090", "rtx-4090", "rtx-5090", "rtx-pro-6000-blackwell", "mi250x",
-    "mi300x", "mi325x", "mi355x", "gaudi-2", "gaudi-3", "tpu-v3", "tpu-v4", "tpu-v5e", "tpu-v5p",
+    "gb200", "b300", "gb300", "h100-96gb-hbm2e", "rtx-3090", "rtx-4090", "rtx-5090", "rtx-pro-6000-blackwell",
+    "mi250x", "mi300x", "mi325x", "mi355x", "gaudi-2", "gaudi-3", "tpu-v3", "tpu-v4", "tpu-v5e", "tpu-v5p",
     "m2-max", "m2-ultra", "snapdragon-8-gen-3", "xeon-8168", "xeon-skylake-gcp", "xeon-8380",
     "xeon-gold-5320", "xeon-8480-plus", "xeon-8480c", "xeon-8570", "epyc-7702", "epyc-7742", "epyc-9654",
     "threadripper-pro-5975wx", "core-i9-14900k", "grace",
@@ -140,7 +140,8 @@ LANES = {
     "a100-40gb-sxm": 64, "a100-40gb-pcie": 64, "a100-80gb-sxm": 64, "a100-80gb-pcie": 64,
     "a10": 128, "a40": 128, "rtx-3090": 128, "l4": 128, "l40s": 128, "rtx-4090": 128,
     "h100-sxm": 128, "h100-pcie": 128, "h100-nvl": 128, "h800-sxm": 128, "h200-sxm": 128,
-    "gh200-96gb": 128, "gh200-144gb": 128, "b200": 128, "gb200": 128, "b300": 128, "rtx-5090": 128,
+    "gh200-96gb": 128, "gh200-144gb": 128, "b200": 128, "gb200": 128, "b300": 128, "gb300": 128,
+    "h100-96gb-hbm2e": 128, "rtx-5090": 128,
     "rtx-pro-6000-blackwell": 128, "mi250x": 64, "mi300x": 128, "mi325x": 128, "mi355x": 128,
     "m2-max": 128, "m2-ultra": 128,
     "xeon-8168": 32, "xeon-skylake-gcp": 32, "xeon-8380": 32, "xeon-gold-5320": 32, "xeon-8480-plus": 32,
@@ -175,7 +176,7 @@ def test_matrix_peak_is_units_times_flop_times_clock(name: str, flop: int) -> No
 
 @pytest.mark.parametrize("name", NVIDIA_SPARSE)
 def test_sparse_peaks_are_twice_the_dense_ones(name: str) -> None:
-    exceptions = {("b300", "fp4")}  # Blackwell Ultra raised dense fp4 only
+    exceptions = {("b300", "fp4"), ("gb300", "fp4")}  # Blackwell Ultra raised dense fp4 only
     pairs = [(dense, sparse) for f, dense, sparse in lists(name) if (name, f) not in exceptions]
     assert pairs
     assert all(sparse == pytest.approx(2 * dense, rel=0.02) for dense, sparse in pairs)
@@ -202,6 +203,8 @@ SHEET = {
     "h200-sxm": (989.4e12, 4.8e12, 143771 * 2**20, 700),
     "b200": (2.25e15, 7.7e12, 183359 * 2**20, 1000),
     "gb200": (2.5e15, 8e12, 189471 * 2**20, 1200),
+    "gb300": (2.5e15, 8e12, 284208 * 2**20, 1400),
+    "h100-96gb-hbm2e": (989.4e12, 2.4e12, 97871 * 2**20, 500),
     "rtx-3090": (71e12, 936e9, 24 * 2**30, 350),
     "rtx-4090": (165.2e12, 1008e9, 24564 * 2**20, 450),
     "rtx-5090": (209.5e12, 1792e9, 32607 * 2**20, 575),

@@ -13,9 +13,16 @@ FAMILIES = {
     "llama2-70b", "llama3-8b", "llama3.1-405b", "llama4-maverick", "mistral-7b-v0.3", "mixtral-8x7b",
     "mixtral-8x22b", "qwen-72b", "qwen1.5-72b", "qwen2-72b", "qwen2.5-7b", "qwen3-32b", "qwen3-235b-a22b",
     "deepseek-v2-lite", "deepseek-v2", "deepseek-v3", "gemma2-9b", "gemma3-27b", "phi3-mini", "falcon-40b",
-    "gpt-oss-120b", "t5-11b", "switch-base-128", "nllb-moe-54b", "bert-large",
+    "gpt-oss-120b", "kimi-k2", "t5-11b", "switch-base-128", "nllb-moe-54b", "bert-large",
 }  # fmt: skip
-AUTHORS = ("Hugging Face", "Brown et al.", "Narayanan et al.", "Korthikanti et al.", "Zhang et al.")
+AUTHORS = (
+    "Hugging Face",
+    "Brown et al.",
+    "Narayanan et al.",
+    "Korthikanti et al.",
+    "Zhang et al.",
+    "MosaicML",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

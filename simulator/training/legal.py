@@ -1,0 +1,165 @@
+"""The rules that a training strategy must keep, each with a way out; broken ones are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simulator.specs import Hardware, Model, TrainingScenario
+from simulator.training.groups import Groups
+from simulator.training.optimizers import optimizer_faults
+from simulator.training.schedules import SCHEDULES
+from simulator.training.schedules import faults as schedule_faults
+
+
+def faults(scenario: TrainingScenario, model: Model, hardware: Hardware, groups: Groups) -> list[str]:
+    """Return the rules that a scenario breaks, a line each."""
+    micro_batches = max(1, scenario.workload.global_batch // (groups.data * scenario.strategy.micro_batch))
+    return [
+        *_counts(scenario, hardware, groups),
+        *_divisibility(scenario, model, groups),
+        *_experts(scenario, model, groups),
+        *_states(scenario, groups),
+        *_overlaps(scenario, model, groups),
+        *_batch(scenario, model, groups),
+        *_schedule(scenario, model, groups, micro_batches),
+        *optimizer_faults(scenario, micro_batches),
+    ]
+
+
+def _counts(scenario: TrainingScenario, hardware: Hardware, groups: Groups) -> Iterator[str]:
+    tp, cp, pp, dp = groups.tensor, groups.context, groups.pipeline, groups.data
+    product = f"tensor_parallel {tp} x pipeline_parallel {pp}" + (f" x context_parallel {cp}" if cp > 1 else "")
+    if groups.ranks > hardware.size:
+        yield (
+            f"strategy: {product} x data_parallel {dp} = {groups.ranks} GPUs; "
+            f"{hardware.name} x {hardware.nodes} has {hardware.size}"
+        )
+    elif scenario.strategy.data_parallel is None and hardware.size % (tp * cp * pp):
+        yield (
+            f"strategy: {hardware.size} GPUs are no multiple of {product}; give data_parallel to leave some idle"
+        )
+
+
+def _divisibility(scenario: TrainingScenario, model: Model, groups: Groups) -> Iterator[str]:
+    strategy, sequence = scenario.strategy, scenario.workload.sequence
+    tp, cp = groups.tensor, groups.context
+    if model.num_attention_heads % tp:
+        yield f"strategy.tensor_parallel: {tp} does not divide {model.name}'s {model.num_attention_heads} attention heads"
+    elif strategy.context_exchange == "all-to-all" and (
+        model.num_attention_heads % (tp * cp) or model.kv_heads % (tp * cp)
+    ):
+        yield (
+            f"strategy.context_exchange: all-to-all cuts heads, and tensor_parallel {tp} x context_parallel {cp} does not "
+            f"divide {model.name}'s {model.num_attention_heads} attention and {model.kv_heads} key-value heads; use "
+            f"all-gather or ring"
+        )
+    if model.intermediate_size % tp:
+        yield f"strategy.tensor_parallel: {tp} does not divide intermediate_size {model.intermediate_size}"
+    if strategy.sequence_parallel and sequence % (tp * cp):
+        yield f"strategy.sequence_parallel: sequence {sequence} is no multiple of tensor_parallel {tp}" + (
+            f" x context_parallel {cp}" if cp > 1 else ""
+        )
+    if strategy.sequence_parallel and tp == 1:
+        yield "strategy.sequence_parallel: needs tensor_parallel of 2 or more"
+    if cp > 1 and sequence % (2 * cp):
+        yield (
+            f"strategy.context_parallel: sequence {sequence} is no multiple of 2 x context_parallel {cp}: every rank takes "
+            f"two slices, an early and a late one"
+        )
+    if cp > 1 and model.family != "decoder":
+        yield f"strategy.context_parallel: {model.name} is no decoder; cut it by tensor or pipeline parallelism"
+    if cp > 1 and not strategy.fused_attention:
+        yield "strategy.context_parallel: needs fused_attention"
+    if cp == 1 and "context_exchange" in strategy.model_fields_set and strategy.context_exchange != "all-gather":
+        yield f"strategy.context_exchange: {strategy.context_exchange} needs context_parallel of 2 or more"
+    if model.mla and not strategy.fused_attention:
+        yield "strategy.fused_attention: latent attention has fused kernels only"
+
+
+def _experts(scenario: TrainingScenario, model: Model, groups: Groups) -> Iterator[str]:
+    strategy, moe = scenario.strategy, model.moe
+    ep, etp = groups.expert, groups.expert_tensor
+    if moe is None:
+        for name in ("expert_parallel", "expert_tensor_parallel", "expert_capacity", "expert_nodes"):
+            if getattr(strategy, name) not in (None, 1):
+                yield f"strategy.{name}: {model.name} has no experts"
+        return
+    ranks = groups.tensor * groups.replicas
+    if moe.num_experts % ep:
+        yield f"strategy.expert_parallel: {ep} does not divide {model.name}'s {moe.num_experts} experts"
+    elif ranks % (ep * etp):
+        yield (
+            f"strategy.expert_parallel: {ep} x {etp} ranks of each expert do not divide the {ranks} ranks of "
+            f"tensor_parallel {groups.tensor} x context_parallel {groups.context} x data_parallel {groups.data}"
+        )
+    if moe.moe_intermediate_size % etp:
+        yield (
+            f"strategy.expert_tensor_parallel: {etp} does not divide moe_intermediate_size {moe.moe_intermediate_size}"
+        )
+    if strategy.expert_nodes is not None and strategy.expert_nodes > moe.num_experts_per_tok:
+        yield f"strategy.expert_nodes: {strategy.expert_nodes} exceeds the {moe.num_experts_per_tok} experts of a token"
+
+
+def _states(scenario: TrainingScenario, groups: Groups) -> Iterator[str]:
+    strategy = scenario.strategy
+    if strategy.shard_group is not None and not strategy.zero_stage:
+        yield "strategy.shard_group: needs zero_stage of 1 or more"
+    elif groups.replicas % groups.shard:
+        yield (
+            f"strategy.shard_group: {groups.shard} does not divide the {groups.replicas} ranks of data_parallel {groups.data} "
+            f"x context_parallel {groups.context}"
+        )
+    for name, default in (("reshard_after_forward", True), ("prefetch", 1)):
+        if strategy.zero_stage < 3 and getattr(strategy, name) != default:
+            yield f"strategy.{name}: needs zero_stage 3"
+    if strategy.overlap_parameter_gather and strategy.zero_stage not in (1, 2):
+        yield (
+            f"strategy.overlap_parameter_gather: needs zero_stage 1 or 2, found {strategy.zero_stage} "
+            f"({'its gathers always overlap' if strategy.zero_stage else 'nothing is gathered'})"
+        )
+    for name in ("recompute_layers", "recompute_micro_batches"):
+        if getattr(strategy, name) is not None and strategy.recompute == "none" and not strategy.recompute_operators:
+            yield f"strategy.{name}: nothing is recomputed; set recompute"
+
+
+def _overlaps(scenario: TrainingScenario, model: Model, groups: Groups) -> Iterator[str]:
+    strategy = scenario.strategy
+    if strategy.overlap_tensor_parallel == "chunked" and not strategy.sequence_parallel:
+        yield "strategy.overlap_tensor_parallel: chunked needs sequence_parallel"
+    if strategy.overlap_expert_parallel and (model.moe is None or groups.expert == 1):
+        yield "strategy.overlap_expert_parallel: needs a model with experts and expert_parallel of 2 or more"
+
+
+def _batch(scenario: TrainingScenario, model: Model, groups: Groups) -> Iterator[str]:
+    strategy, workload = scenario.strategy, scenario.workload
+    if workload.global_batch % (groups.data * strategy.micro_batch):
+        yield (
+            f"workload.global_batch: {workload.global_batch} is no multiple of "
+            f"data_parallel {groups.data} x micro_batch {strategy.micro_batch}"
+        )
+    if model.position == "learned" and workload.sequence > model.max_position_embeddings:
+        yield (
+            f"workload.sequence: {workload.sequence} exceeds {model.name}'s {model.max_position_embeddings} learned positions"
+        )
+
+
+def _schedule(scenario: TrainingScenario, model: Model, groups: Groups, micro_batches: int) -> Iterator[str]:
+    strategy = scenario.strategy
+    stages, chunks = groups.pipeline, strategy.virtual_stages
+    broken = schedule_faults(strategy.schedule, stages, micro_batches, chunks, pair=strategy.overlap_expert_parallel)
+    yield from broken
+    if broken:
+        return
+    kind = SCHEDULES[strategy.schedule]
+    places = kind.places(stages, chunks)
+    layers = model.num_hidden_layers + model.num_encoder_layers
+    if strategy.layer_split is not None:
+        split = strategy.layer_split
+        if len(split) != places:
+            yield f"strategy.layer_split: {len(split)} counts for {places} model chunks"
+        elif sum(split) != layers:
+            yield f"strategy.layer_split: counts add up to {sum(split)}; {model.name} has {layers} layers"
+    elif places > layers:
+        yield (
+            f"strategy: pipeline_parallel {stages} x virtual_stages {chunks} exceeds {model.name}'s {layers} layers"
+        )

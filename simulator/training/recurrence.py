@@ -1,0 +1,514 @@
+"""A schedule table as a max-plus recurrence: levels of rows that are computed together, and the periods they fall into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.specs import MemroofError
+from simulator.training.schedules import Order, Pipeline, pipeline
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+PARTS = ("forward", "backward", "input-gradient", "weight-gradient")
+_NONE: Integers = np.zeros(0, dtype=np.int64)
+TOLERANCE = 1e-10
+"""Relative difference of two periods that count as equal; the rounding of a sum of thousands of passes is below."""
+
+
+Rows = Literal["first", "final", "gradients", "all"]
+"""Rows that are gone through by layer: the first forward pass of each chunk, the last backward pass (or weight gradient), every
+one of these, or all that gather or reduce (ZeRO-3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSeconds:
+    """Rows that communicate with replicas layer by layer: arrays (durations, layers, configurations) in execution order.
+
+    A layer waits for its own gathers, which queue on one stream; its reductions queue on another when it has ended.
+    """
+
+    rows: frozenset[Rows]
+    compute: Floats
+    gather: Floats
+    """Seconds of the gathers that a layer waits for; 0 for none."""
+    reduce: Floats
+    replicate: Floats
+    """More reductions of the final pass alone."""
+    update: Floats
+    """Seconds of an update right behind a layer, which waits for all reductions so far."""
+    count: Integers
+    """(durations): layers of each pass."""
+    prefetch: int = 1
+    """Layers whose gathers run ahead of the one that runs; those of ``first`` rows begin at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Start and end of each node, the arrival of its messages, and when its stage's streams of gathers and reductions are free.
+
+    Arrays (nodes, configurations).
+    """
+
+    start: Floats
+    end: Floats
+    arrival: Floats
+    gathered: Floats
+    reduced: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """The rows of a table (a pair is one row), ordered by level; node 0 is the start of the step, row i is node i + 1.
+
+    A row begins when the row before it on its stage has ended and the messages that it waits for have arrived. It sends up to
+    as many messages as it has passes; a message flows when the one before it on its link has flowed. Message k of node i is
+    number ``k * nodes + i``.
+    """
+
+    levels: tuple[tuple[int, int], ...]
+    """First row of each level and first row of the next."""
+    before: Integers
+    """Node before each row on its stage."""
+    seconds: Integers
+    """Which duration each row takes."""
+    waits: tuple[Integers, ...]
+    """Message that each row waits for, one array for each pass of a row; 0 for none."""
+    sends: tuple[Integers, ...]
+    """Kind of message that each row sends (by direction and place), the last kind for none."""
+    queues: tuple[Integers, ...]
+    """Message before it on its link."""
+    together: npt.NDArray[np.bool_]
+    """Whether both messages of a row are sent at once over the same link, which they share."""
+    last: Integers
+    """(stages): node of the last row."""
+    stage: Integers
+    """Stage of each row."""
+    first: npt.NDArray[np.bool_]
+    """Whether a row is the first forward pass through its chunk."""
+    final: npt.NDArray[np.bool_]
+    """Whether a row is the last backward pass (or weight gradient) of its chunk."""
+    part: Integers
+    """Part of each row, as numbered by :data:`PARTS`; that of a pair is -1."""
+    step: int
+    """Micro-batches of a period; 0 where the schedule has none or the table is too short to show it."""
+    reach: int
+    """Periods back that a row can see."""
+    blocks: Integers
+    """(periods, rows): nodes of the periods before the cut at which longer tables have more of them, the last one first."""
+
+    def run(
+        self, seconds: Floats, latency: Floats, flow: Floats, layers: LayerSeconds | None = None
+    ) -> Times:
+        """Go through the table.
+
+        Parameters
+        ----------
+        seconds : array (durations, configurations)
+            Numbered as :func:`duration` does.
+        latency, flow : arrays (kinds of messages, configurations)
+            Of a message; the last kind is no message at all and takes no time.
+        layers : LayerSeconds, optional
+            For rows that are gone through by layer.
+        """
+        nodes, count = len(self.before) + 1, seconds.shape[1]
+        start, end = np.zeros((nodes, count)), np.zeros((nodes, count))
+        arrival = np.zeros((len(self.waits) * nodes, count))
+        walk = _LayerWalk(self, layers, count) if layers is not None else None
+        for low, high in self.levels:
+            begins = end[self.before[low:high]]
+            for waits in self.waits:
+                np.maximum(begins, arrival[waits[low:high]], out=begins)
+            start[low + 1 : high + 1] = begins
+            ends = np.add(begins, seconds[self.seconds[low:high]], out=end[low + 1 : high + 1])
+            if walk is not None:
+                walk.through(low, high, begins, ends)
+            for slot, (sends, queues) in enumerate(zip(self.sends, self.queues, strict=True)):
+                kinds = sends[low:high]
+                arrives = ends + latency[kinds]
+                np.maximum(arrives, arrival[queues[low:high]], out=arrives)
+                first = slot * nodes + low + 1
+                np.add(arrives, flow[kinds], out=arrival[first : first + high - low])
+            shared = np.flatnonzero(self.together[low:high]) + low + 1
+            arrival[shared] = arrival[nodes + shared] if len(shared) else 0.0
+        if walk is None:
+            return Times(start, end, arrival, np.zeros((0, count)), np.zeros((0, count)))
+        return Times(start, end, arrival, walk.gathered, walk.reduced)
+
+    def ends(self, times: Times) -> Floats:
+        """Return (stages, 2, configurations): when the last row of each stage ends, and when its reductions have too."""
+        last = times.end[self.last]
+        reduced = times.reduced[self.last] if len(times.reduced) else last
+        return np.stack([last, np.maximum(last, reduced)], axis=1)
+
+    def period(self, times: Times) -> tuple[Integers, Floats]:
+        """Return after how many periods all times repeat, by configuration (0: not yet), and the seconds of so many.
+
+        A chain of waiting that goes around several stages gains a micro-batch at each of them, and the times of the stages
+        repeat after so many only.
+        """
+        count = times.end.shape[1]
+        cycle, seconds = np.zeros(count, dtype=np.int64), np.zeros(count)
+        nodes = len(times.end)
+        for tried in range(1, len(self.blocks) - self.reach + 1):
+            open_ = np.flatnonzero(cycle == 0)
+            if not len(open_):
+                break
+            late, early = self.blocks[: self.reach].ravel(), self.blocks[tried : tried + self.reach].ravel()
+            shifts = [times.end[late][:, open_] - times.end[early][:, open_]]
+            for slot in range(0, len(times.arrival), nodes):
+                shifts.append(times.arrival[slot + late][:, open_] - times.arrival[slot + early][:, open_])
+            low, high = (
+                np.min([s.min(axis=0) for s in shifts], axis=0),
+                np.max([s.max(axis=0) for s in shifts], axis=0),
+            )
+            found = high - low <= TOLERANCE * high
+            cycle[open_[found]], seconds[open_[found]] = tried, high[found]
+        return cycle, seconds
+
+
+class _LayerWalk:
+    """Goes through rows layer by layer, and keeps when each stage's streams are free."""
+
+    def __init__(self, table: Recurrence, layers: LayerSeconds, count: int) -> None:
+        self.table, self.layers = table, layers
+        nodes, stages = len(table.before) + 1, len(table.last)
+        self.gathered, self.reduced = np.zeros((nodes, count)), np.zeros((nodes, count))
+        self.done = np.zeros((layers.prefetch + 1, stages, count))
+        """Ends of the latest layers of each stage, the latest first."""
+        rows = layers.rows
+        backward = (table.part == 1) | (table.part == 3)
+        self.reduces = backward & (table.final | ("gradients" in rows) | ("all" in rows))
+        self.reduces &= bool(rows & {"final", "gradients", "all"})
+        self.gathers = (
+            (table.part >= 0) & (table.part != 3) if "all" in rows else table.first & ("first" in rows)
+        )
+        self.walked = self.reduces | self.gathers
+
+    def through(self, low: int, high: int, begins: Floats, ends: Floats) -> None:
+        """Replace the ends of the rows of a level that are gone through by layer."""
+        table, layers = self.table, self.layers
+        before = table.before[low:high]
+        gathered, reduced = self.gathered[before], self.reduced[before]
+        picked = np.flatnonzero(self.walked[low:high])
+        for start in _runs(layers.count[table.seconds[low:high][picked]]):
+            rows = picked[start]
+            self._walk(low + rows, rows, begins, ends, gathered, reduced)
+        self.gathered[low + 1 : high + 1], self.reduced[low + 1 : high + 1] = gathered, reduced
+
+    def _walk(
+        self, rows: Integers, at: Integers, begins: Floats, ends: Floats, gathered: Floats, reduced: Floats
+    ) -> None:
+        table, layers, ahead = self.table, self.layers, "all" in self.layers.rows
+        stage, kinds = table.stage[rows], table.seconds[rows]
+        gathers, reduces, final = (
+            self.gathers[rows].any(),
+            self.reduces[rows][:, None],
+            table.final[rows][:, None],
+        )
+        end, gather, reduce = begins[at], gathered[at], reduced[at]
+        done = self.done[:, stage]
+        for layer in range(int(layers.count[kinds[0]])):
+            if gathers:
+                own = layers.gather[kinds, layer]
+                gather = (np.maximum(gather, done[-1]) if ahead else gather) + own
+                end = np.maximum(end, np.where(own > 0.0, gather, 0.0))
+            end = end + layers.compute[kinds, layer]
+            done = np.concatenate([end[None], done[:-1]])
+            if reduces.any():
+                own = np.where(
+                    final,
+                    layers.reduce[kinds, layer] + layers.replicate[kinds, layer],
+                    layers.reduce[kinds, layer],
+                )
+                reduce = np.where(reduces & (own > 0.0), np.maximum(reduce, end) + own, reduce)
+                update = layers.update[kinds, layer]
+                end = np.where(update > 0.0, np.maximum(end, reduce) + update, end)
+        self.done[:, stage] = done
+        ends[at], gathered[at], reduced[at] = end, gather, reduce
+
+
+def _runs(counts: Integers) -> list[Integers]:
+    """Return the indices of rows with as many layers, for each count."""
+    return [np.flatnonzero(counts == count) for count in np.unique(counts)]
+
+
+def duration(stages: int, chunks: int, stage: int, order: Order, pair: Order | None = None) -> int:
+    """Return the number of a row's seconds: by stage, chunk and part; then those of pairs by stage and both chunks."""
+    if pair is None:
+        return (stage * chunks + order.chunk) * len(PARTS) + PARTS.index(order.part)
+    forward, backward = (order, pair) if order.part == "forward" else (pair, order)
+    return stages * chunks * len(PARTS) + (stage * chunks + forward.chunk) * chunks + backward.chunk
+
+
+@lru_cache(maxsize=1024)
+def recurrence(
+    name: str, stages: int, micro_batches: int, chunks: int = 1, *, pair: bool = False
+) -> Recurrence:
+    """Return the recurrence of a schedule table, with its period where the schedule repeats.
+
+    Parameters
+    ----------
+    name, stages, micro_batches, chunks
+        As for :func:`simulator.training.schedules.pipeline`.
+    pair : bool
+        Whether rows that may run in pairs do so.
+
+    Raises
+    ------
+    MemroofError
+        If a rule of the schedule is broken.
+    """
+    compiler = _Compiler(pipeline(name, stages, micro_batches, chunks, pair=pair), pair)
+    step = period_of(name, stages, chunks, pair=pair)
+    longer = _rows_of(pipeline(name, stages, micro_batches + step, chunks, pair=pair), pair) if step else ()
+    return compiler.recurrence(step, longer)
+
+
+@lru_cache(maxsize=1024)
+def period_of(name: str, stages: int, chunks: int = 1, *, pair: bool = False) -> int:
+    """Return the micro-batches after which a schedule repeats; 0 if it never does."""
+    for step in dict.fromkeys((1, 2, stages)):
+        some = 6 * stages * (step if step <= 2 else 1)
+        try:
+            tables = (
+                pipeline(name, stages, some, chunks, pair=pair),
+                pipeline(name, stages, some + step, chunks, pair=pair),
+            )
+        except MemroofError:
+            continue
+        short, long = (_rows_of(table, pair) for table in tables)
+        shift = step // len(tables[0].routes)
+        if shift and all(_cut(a, b, shift) for a, b in zip(short, long, strict=True)):
+            return step
+    return 0
+
+
+class _Row(NamedTuple):
+    """What a row does: the passes in it, each with the number of its micro-batch among those of its route."""
+
+    passes: tuple[Order, ...]
+    numbers: tuple[int, ...]
+
+    def same(self, other: _Row, shift: int) -> bool:
+        """Whether the other row does the same for micro-batches that come ``shift`` later."""
+        return len(self.passes) == len(other.passes) and all(
+            x + shift == y and a.chunk == b.chunk and a.part == b.part
+            for x, y, a, b in zip(self.numbers, other.numbers, self.passes, other.passes, strict=True)
+        )
+
+
+def _rows_of(table: Pipeline, pair: bool) -> tuple[tuple[_Row, ...], ...]:
+    """Return the rows of each stage; those that run in a pair as one."""
+    counts: dict[int, int] = {}
+    number = []
+    for route in table.route_of:
+        number.append(counts.get(route, 0))
+        counts[route] = number[-1] + 1
+    found = []
+    for orders in table.orders:
+        rest = iter(orders)
+        rows = ((order, next(rest)) if pair and order.paired else (order,) for order in rest)
+        found.append(tuple(_Row(row, tuple(number[order.micro_batch] for order in row)) for row in rows))
+    return tuple(found)
+
+
+def _cut(short: Sequence[_Row], long: Sequence[_Row], shift: int) -> tuple[int, int] | None:
+    """Return where a stage's longer table has rows inserted, and how many; none if it differs otherwise."""
+    added = len(long) - len(short)
+    cut = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if not a.same(b, 0)), len(short))
+    return (cut, added) if _shifted(short[cut:], long[cut + added :], shift) else None
+
+
+def _shifted(early: Sequence[_Row], late: Sequence[_Row], shift: int) -> bool:
+    return len(early) == len(late) and all(a.same(b, shift) for a, b in zip(early, late, strict=True))
+
+
+def _repeats(rows: Sequence[_Row], cut: int, length: int, shift: int) -> int:
+    """Return how many periods before the cut have the same rows."""
+    found = 1
+    while cut - (found + 1) * length >= 0:
+        early = rows[cut - (found + 1) * length : cut - found * length]
+        if not _shifted(early, rows[cut - found * length : cut - (found - 1) * length], shift):
+            break
+        found += 1
+    return found
+
+
+class _Compiler:
+    """Puts the rows of a table in an order in which each comes after what it waits for."""
+
+    def __init__(self, table: Pipeline, pair: bool) -> None:
+        self.table = table
+        self.units = _rows_of(table, pair)
+        self.slots = 1 + pair
+        self.level: list[int] = []
+        """By row, in the order in which rows are found."""
+        self.before: list[int] = []
+        self.seconds: list[int] = []
+        self.waits: list[tuple[int, int]] = []
+        """(row, slot) of the messages: flattened by slot, -1 for none."""
+        self.rows: list[list[int]] = [[] for _ in self.units]
+        """By stage: its rows in order."""
+        self.inputs: list[list[tuple[int, int]]] = []
+        self.outputs: list[list[tuple[int, tuple[int, int]]]] = []
+        """By row and slot: kind of the message, and the message before it on its link."""
+        self.arrived: dict[tuple[bool, int, int], tuple[int, int]] = {}
+        """Message by direction, place that it goes to and micro-batch: its row and slot."""
+        self.busy: dict[tuple[int, int], tuple[int, int]] = {}
+        """The latest message on each link."""
+        self._number()
+
+    def recurrence(self, step: int, longer: Sequence[Sequence[_Row]]) -> Recurrence:
+        """Sort rows by level and renumber."""
+        level = np.array(self.level)
+        order = np.argsort(level, kind="stable")
+        node = np.zeros(len(order) + 1, dtype=np.int64)
+        node[order] = np.arange(1, len(order) + 1)  # node of a row; that of row -1 is the last entry, 0
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(level))])[1:] if len(order) else np.zeros(1, int)
+        bounds = np.unique(np.concatenate([[0], bounds]))
+        nodes = len(order) + 1
+
+        def messages(pairs: list[tuple[int, int]]) -> Integers:
+            row, slot = np.array(pairs, dtype=np.int64).reshape(-1, 2)[order].T
+            return np.asarray(node[row] + np.where(row < 0, 0, slot * nodes))
+
+        slots = range(self.slots)
+        first, final, part, stage = (np.array(column)[order] for column in self._flags())
+        reach, blocks = self._periods(step // len(self.table.routes), longer) if longer else (0, _NONE)
+        return Recurrence(
+            tuple(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)),
+            node[np.array(self.before)[order]],
+            np.array(self.seconds)[order],
+            tuple(messages([row[slot] for row in self.inputs]) for slot in slots),
+            tuple(np.array([row[slot][0] for row in self.outputs])[order] for slot in slots),
+            tuple(messages([row[slot][1] for row in self.outputs]) for slot in slots),
+            np.array([len(row) > 1 and row[1][1] == (own, 0) for own, row in enumerate(self.outputs)])[order],
+            node[np.array([rows[-1] for rows in self.rows])],
+            stage, first, final, part, step if reach else 0, reach, node[blocks],
+        )  # fmt: skip
+
+    def _number(self) -> None:
+        position = [0] * len(self.units)
+        ready = list(range(len(self.units)))
+        while ready:
+            stage = ready.pop()
+            units = self.units[stage]
+            while position[stage] < len(units) and self._known(stage, units[position[stage]].passes):
+                woken = self._add(stage, units[position[stage]].passes)
+                position[stage] += 1
+                ready += [other for other in woken if other not in ready and other != stage]
+
+    def _place(self, stage: int, order: Order) -> int:
+        return self.table.place(stage, order.chunk)
+
+    def _source(self, stage: int, order: Order) -> tuple[bool, int, int] | None:
+        """Return the message that a pass waits for."""
+        place, backward = self._place(stage, order), order.part != "forward"
+        outside = order.part == "weight-gradient" or place == (self.table.places - 1 if backward else 0)
+        return None if outside else (backward, place, order.micro_batch)
+
+    def _known(self, stage: int, unit: tuple[Order, ...]) -> bool:
+        sources = (self._source(stage, order) for order in unit)
+        return all(source is None or source in self.arrived for source in sources)
+
+    def _add(self, stage: int, unit: tuple[Order, ...]) -> list[int]:
+        """Append a row; returns the stages that its messages go to."""
+        row, chunks = len(self.level), self.table.chunks
+        before = self.rows[stage][-1] if self.rows[stage] else -1
+        sources = [self._source(stage, order) for order in unit]
+        inputs = [self.arrived.pop(source) if source else (-1, 0) for source in sources]
+        inputs += [(-1, 0)] * (self.slots - len(inputs))
+        self.level.append(1 + max(self.level[r] if r >= 0 else -1 for r in (before, *(r for r, _ in inputs))))
+        self.before.append(before)
+        self.seconds.append(duration(len(self.units), chunks, stage, *unit))
+        self.inputs.append(inputs)
+        self.rows[stage].append(row)
+        none = (2 * self.table.places, (-1, 0))
+        outputs, woken = [none] * self.slots, []
+        for slot, order in enumerate(unit):
+            target = self._target(stage, order)
+            if target is None:
+                continue
+            backward, place, neighbour = target
+            self.arrived[backward, place, order.micro_batch] = (row, slot)
+            woken.append(neighbour)
+            if neighbour != stage:
+                link = (stage, neighbour)
+                kind = backward * self.table.places + self._place(stage, order)
+                outputs[slot] = (kind, self.busy.get(link, (-1, 0)))
+                self.busy[link] = (row, slot)
+        self.outputs.append(outputs)
+        return woken
+
+    def _target(self, stage: int, order: Order) -> tuple[bool, int, int] | None:
+        """Return direction, place and stage that a pass's result goes to."""
+        if order.part == "weight-gradient":
+            return None
+        backward = order.part != "forward"
+        place = self._place(stage, order) + (-1 if backward else 1)
+        if not 0 <= place < self.table.places:
+            return None
+        return backward, place, self.table.routes[self.table.route_of[order.micro_batch]][place][0]
+
+    def _flags(self) -> tuple[list[bool], list[bool], list[int], list[int]]:
+        """Return by row: whether it is the first or the last of its chunk, its part and its stage."""
+        first, final = [False] * len(self.level), [False] * len(self.level)
+        part, stages = [-1] * len(self.level), [0] * len(self.level)
+        for stage, units in enumerate(self.units):
+            lasts: dict[int, int] = {}
+            seen: set[int] = set()
+            for row, unit in zip(self.rows[stage], units, strict=True):
+                stages[row] = stage
+                if len(unit.passes) == 1:
+                    part[row] = PARTS.index(unit.passes[0].part)
+                for order in unit.passes:
+                    if order.part == "forward" and order.chunk not in seen:
+                        seen.add(order.chunk)
+                        first[row] = True
+                    if order.part in ("backward", "weight-gradient"):
+                        lasts[order.chunk] = row
+            for row in lasts.values():
+                final[row] = True
+        return first, final, part, stages
+
+    def _periods(self, shift: int, longer: Sequence[Sequence[_Row]]) -> tuple[int, Integers]:
+        """Return how far rows look back, and the rows of the last periods; nothing where there are too few."""
+        block = np.zeros(len(self.level), dtype=np.int64)
+        cuts: list[tuple[int, int]] = []
+        repeats = len(self.level)
+        for rows, units, more in zip(self.rows, self.units, longer, strict=True):
+            cut = _cut(units, more, shift)
+            if cut is None:
+                return 0, _NONE
+            cuts.append(cut)
+            at, length = cut
+            block[rows] = np.maximum(0, 1 + (at - 1 - np.arange(len(rows))) // length)
+            repeats = min(repeats, _repeats(units, at, length, shift))
+        reach = self._reach(block)
+        if repeats < reach + 1:
+            return 0, _NONE
+        return reach, np.array([
+            [row for rows, (at, length) in zip(self.rows, cuts, strict=True)
+             for row in rows[at - back * length : at - (back - 1) * length]]
+            for back in range(1, min(repeats, reach + len(self.units)) + 1)
+        ])  # fmt: skip
+
+    def _reach(self, block: Integers) -> int:
+        """Return how many periods back a row of the last one, or one behind the cut, looks at most."""
+        recent = block <= 1
+        reach = 1
+        columns = [self.before, *([row[slot][0] for row in self.inputs] for slot in range(self.slots))]
+        columns += [[row[slot][1][0] for row in self.outputs] for slot in range(self.slots)]
+        for column in columns:
+            seen = np.array(column)
+            looks = recent & (seen >= 0)
+            if looks.any():
+                reach = max(reach, int((block[seen[looks]] - block[looks]).max()))
+        return reach
