@@ -265,7 +265,13 @@ def _embedding(model: Model, tokens: Numeric, partition: Partition, numerics: Nu
 
 
 def _head(
-    model: Model, shape: Shape, tokens: Numeric, partition: Partition, numerics: Numerics, fused_loss: bool, wide: bool
+    model: Model,
+    shape: Shape,
+    tokens: Numeric,
+    partition: Partition,
+    numerics: Numerics,
+    fused_loss: bool,
+    wide: bool,
 ) -> Block:
     training = shape.phase == "forward"
     rows = tokens if training else shape.batch
@@ -344,7 +350,9 @@ def _logits(
     )  # fmt: skip
 
 
-def _cross_entropy(elements: Numeric, width: float, *, fused: bool, wide: bool) -> tuple[Elementwise, Elementwise]:
+def _cross_entropy(
+    elements: Numeric, width: float, *, fused: bool, wide: bool
+) -> tuple[Elementwise, Elementwise]:
     """Kernels of the loss on ``elements`` logits, forward and backward.
 
     Fused: two readings (maximum; exponentials and their sum) and a writing, then one of each. Kernels of their own, as

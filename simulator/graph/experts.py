@@ -52,6 +52,8 @@ def moe_mlp(
         own * top_k * (partition.expert_capacity or 1.0) * b.hidden * b.width,
         joined * b.hidden * b.width,
         _where(ep, load.copies, joined) * b.hidden * b.width,
+        load.copies * b.hidden * b.width,
+        np.logical_and(np.asarray(ep) > 1, np.asarray(experts / ep) > 1) * 1,
         top_k,
     )
     dispatched = b.tensor("dispatched", load.copies * b.hidden)
@@ -92,6 +94,10 @@ class _Exchange:
     """Of the tokens of all ranks that share each expert."""
     gathered: Numeric
     """That those ranks see after gathering: what has arrived, or all tokens where none had to go further."""
+    arrived: Numeric
+    """Of the copies that a rank's experts get."""
+    sorts: Numeric
+    """1 where copies arrive by sender and several experts need them by expert, else 0."""
     top_k: int
 
 
@@ -113,12 +119,16 @@ def _permute(
 ) -> Operator:
     """Sort token copies by expert (``routes`` of them arrive) or back, with the all-to-all of the expert-parallel group.
 
+    A rank sorts its own copies by receiver before it sends them, and what arrives by expert.
     Ranks that share each expert also gather what has arrived and reduce their partial outputs (Megatron-Core's all-to-all
     dispatcher); where they hold the same tokens anyway, they reduce tokens at the end.
     """
     size, nodes = exchange.copies, b.partition.expert_nodes
     crossing = Collective("all-to-all", "expert", size, copies=exchange.top_k, nodes=nodes)
+    again = exchange.sorts * exchange.arrived
     works: list[Work] = [Elementwise(size, size), crossing]
+    if np.any(again):
+        works.append(Elementwise(again, again, kernels=exchange.sorts))
     kind: CollectiveKind = "reduce-scatter" if reduce else "all-gather"
     backward_kind: CollectiveKind = "all-gather" if reduce else "reduce-scatter"
     axis = b.partition.expert_axis

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from simulator.graph.graph import Block, Matrix, Operator, Tensor
+from simulator.graph.graph import Block, Operator, Tensor
 from simulator.graph.work import Elementwise, Matmul, Numeric, Work
 
 VALUES = "v_proj"
@@ -25,6 +25,9 @@ def separate(block: Block) -> Block:
         if len(op.matrices) < 2:
             operators.append(_reading(op, parts))
             continue
+        if op.cast_copy in op.outputs:  # one cast for all projections, made by the first
+            op, copy = _with_copy(op), tensors.pop(op.cast_copy)
+            tensors[op.outputs[1]] = replace(copy, name=op.outputs[1])
         joined = op.outputs[0]
         parts[joined] = tuple(f"{joined}.{matrix.name}" for matrix in op.matrices)
         whole = sum((matrix.outputs for matrix in op.matrices), start=0.0)
@@ -33,6 +36,15 @@ def separate(block: Block) -> Block:
             tensors[name] = Tensor(name, size * (matrix.outputs / whole))
         operators += _projections(op, parts[joined], tensors[op.inputs[0]].size)
     return replace(block, operators=tuple(operators), tensors=tensors)
+
+
+def _with_copy(op: Operator) -> Operator:
+    copy = f"{op.name}.{op.matrices[0].name}.input"
+    return replace(
+        op,
+        outputs=tuple(copy if name == op.cast_copy else name for name in op.outputs),
+        saves=tuple(copy if name == op.cast_copy else name for name in op.saves),
+    )
 
 
 def _projections(op: Operator, outputs: tuple[str, ...], read: Numeric) -> list[Operator]:

@@ -17,6 +17,7 @@ from simulator.specs import OperatorClass, Span
 from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup, constants_used
 from simulator.training.lower import GATHER, REDUCTION, Lowered
 from simulator.training.passes import EXCHANGE
+from simulator.training.reliability import reliability
 from simulator.training.work import StageWork
 
 if TYPE_CHECKING:
@@ -67,6 +68,13 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
     if scenario.workload.tokens:
         run = scenario.workload.tokens / tokens * seconds
         metrics["run_time"] = Metric("time of the whole run", run, "seconds", speed, "lower")
+    if scenario.operations is not None:
+        held = sum(float(states.weights + states.optimizer) for states in map(step.states, range(plan.pipeline)))
+        copies = plan.groups.tensor * (plan.groups.shard if scenario.strategy.zero_stage == 3 else 1)
+        metrics |= reliability(
+            seconds, plan.ranks, held * copies, scenario.operations, ranks_per_node=setup.hardware.ranks_per_node,
+            samples=scenario.workload.global_batch, tokens_per_step=tokens, tokens=scenario.workload.tokens, error=speed,
+        )  # fmt: skip
     busy = (float(works[busiest].time) + stages[busiest].optimizer) / seconds
     tables = {"stages": _stage_table(stages, works, lowered, timeline)}
     return Outcome(

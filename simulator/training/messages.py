@@ -9,6 +9,7 @@ import numpy as np
 
 from simulator.cost import CostModel, collective_traffic
 from simulator.graph import FORMAT_BYTES, Block, Collective
+from simulator.graph.quantise import gathered_bytes
 from simulator.graph.work import CollectiveKind
 from simulator.specs import Hardware, Span, TrainingStrategy
 from simulator.training.plan import Plan
@@ -27,7 +28,7 @@ class Messenger:
     def __init__(self, cost: CostModel, hardware: Hardware, plan: Plan, strategy: TrainingStrategy) -> None:
         self.cost, self.hardware, self.plan, self.strategy = cost, hardware, plan, strategy
         self.spans = plan.groups.spans(hardware)
-        self._layers: dict[tuple[float, float, float, float], LayerMessages] = {}
+        self._layers: dict[int, LayerMessages] = {}
         self._prices: dict[tuple[CollectiveKind, float, Span], Message] = {}
 
     @cached_property
@@ -72,37 +73,48 @@ class Messenger:
 
     def layer(self, block: Block) -> LayerMessages:
         """Return what one layer exchanges with its replicas."""
-        key = _elements(block)
-        found = self._layers.get(key)
+        found = self._layers.get(id(block))
         if found is None:
-            found = self._layers[key] = self._layer(*key)
+            found = self._layers[id(block)] = self._layer(block)
         return found
 
-    def _layer(self, dense: float, expert: float, trained: float, trained_expert: float) -> LayerMessages:
+    def _layer(self, block: Block) -> LayerMessages:
         communication = self.communication
+        trained_expert = float(block.trainable_expert_parameters)
+        trained = float(block.trainable_parameters) - trained_expert
+        gathered = self.gathered_bytes(block) if communication.gather == "each" else (0.0, 0.0)
         gathers: tuple[Message, ...] = ()
         if communication.gather == "each":
-            gathers = self.gathers(dense, expert)
+            gathers = self.gathers(*gathered)
         elif communication.gather == "next":
-            gathers = self.gathers(trained, trained_expert)
+            gathers = self.gathers(*self.updated_bytes(trained, trained_expert))
         reduce: tuple[Message, ...] = ()
         replicate: tuple[Message, ...] = ()
         if communication.reduce != "end":
             reduce = self.reductions(trained, trained_expert)
             replicate = self.replications(trained, trained_expert)
-        apart = self.strategy.zero_stage >= 2
-        return LayerMessages(
-            gathers, reduce, replicate,
-            (dense + expert) * self.gathered_width if communication.gather == "each" else 0.0,
-            (trained + trained_expert) * self.reduced_width if apart else 0.0,
-        )  # fmt: skip
+        held = (trained + trained_expert) * self.reduced_width if self.strategy.zero_stage >= 2 else 0.0
+        return LayerMessages(gathers, reduce, replicate, sum(gathered), held)
+
+    def gathered_bytes(self, block: Block) -> tuple[float, float]:
+        """Return the bytes in which dense and expert parameters of a block are gathered, in the format of products."""
+        found = [0.0, 0.0]
+        for operator in block.operators:
+            packed = operator.stored is not None and self.plan.numerics.scaling == "none"
+            size = operator.stored if packed else gathered_bytes(operator, self.plan.numerics)
+            found[operator.expert] += float(size or 0.0)
+        return found[0], found[1]
+
+    def updated_bytes(self, dense: float, expert: float) -> tuple[float, float]:
+        """Return the bytes of updated parameters."""
+        width = self.plan.numerics.weight_bytes
+        return dense * width, expert * width
 
     def gathers(self, dense: float, expert: float) -> tuple[Message, ...]:
-        """Return the gathers of parameters that are cut over replicas."""
-        groups, width = self.plan.groups, self.gathered_width
+        """Return the gathers of so many bytes of parameters that are cut over replicas."""
+        groups = self.plan.groups
         return self._messages(
-            "all-gather",
-            [(dense * width, groups.shards(self.hardware)[0]), (expert * width, groups.expert_shards(self.hardware)[0])],
+            "all-gather", [(dense, groups.shards(self.hardware)[0]), (expert, groups.expert_shards(self.hardware)[0])]
         )
 
     def reductions(self, dense: float, expert: float) -> tuple[Message, ...]:
@@ -142,22 +154,7 @@ class Messenger:
         return tuple(self.message(kind, size, span) for size, span in parts if size and span.size > 1)
 
     @property
-    def gathered_width(self) -> float:
-        """Bytes of a parameter on its way to the ranks that compute with it."""
-        strategy = self.strategy
-        wide = FORMAT_BYTES[strategy.precision] if strategy.precision in ("fp32", "tf32") else 2.0
-        stored = FORMAT_BYTES[strategy.parameter_precision] if strategy.parameter_precision else wide
-        return min(stored, wide)
-
-    @property
     def reduced_width(self) -> float:
         """Bytes of a gradient on its way."""
         return FORMAT_BYTES[self.strategy.gradient_precision]
 
-
-def _elements(block: Block) -> tuple[float, float, float, float]:
-    """Dense and expert parameters of one rank, held and trained."""
-    expert, trained_expert = float(block.expert_parameters), float(block.trainable_expert_parameters)
-    return (
-        float(block.parameters) - expert, expert, float(block.trainable_parameters) - trained_expert, trained_expert,
-    )  # fmt: skip

@@ -7,7 +7,7 @@ Foundation Models in Heterogeneous Environments* (communication cost of groups o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -23,7 +23,7 @@ Exchange = Literal["tensor", "context", "data", "expert", "pipeline"]
 
 MAXIMUM_RANKS = 4096
 """Beyond it the rates of all pairs do not fit a laptop's memory."""
-CHAINS = 16
+CHAINS = 8
 """Orders that are annealed side by side."""
 ROUNDS = 40
 """Times that temperatures fall."""
@@ -31,9 +31,12 @@ LADDER = 1e-2
 """Temperature of the coldest chain over that of the hottest."""
 COOLING = 1e-2
 """Temperature of the last round over that of the first."""
-BLURRING = 0.25
 FIRST_BLUR = 0.8
 """How much the mean counts in the first round, against the slowest."""
+SHARPENING = 0.25
+"""How much it counts in the last round over the first."""
+LEAST_CHANCE = 0.02
+"""Of a kind of move that was of little use in the round before."""
 
 
 class Load(NamedTuple):
@@ -69,7 +72,7 @@ def place(
     hardware: Hardware,
     *,
     seed: int = 0,
-    steps: int = 2000,
+    steps: int = 8000,
     wraps: bool = False,
 ) -> Placement:
     """Place ranks on accelerators so that the groups of a step communicate in the least time.
@@ -263,43 +266,49 @@ def _swaps(grid: Integers, accelerators: int) -> list[Integers]:
 def _anneal(problem: Problem, start: Integers, random: np.random.Generator, steps: int) -> Integers:
     """Return the best order that was met, the start's own included.
 
-    All chains move at once, each at a temperature of its own; temperatures and blur fall geometrically from round to
-    round, and after each the worst quarter of the chains goes on from the best quarter (population annealing).
+    All chains move at once, each at a temperature of its own. After each round temperatures and blur fall, kinds of moves
+    are tried as often as they were of use, and the worst chains go on from the best (population annealing).
     """
     best, least = start, float(problem.seconds(start[None])[0])
     if not problem.members or not problem.swaps:
         return best
     orders = np.tile(start, (CHAINS, 1))
     temperature = _first_temperature(problem, orders, random) * LADDER ** (np.arange(CHAINS) / (CHAINS - 1))
-    cooling = COOLING ** (1.0 / (ROUNDS - 1))
-    blur, quarter = FIRST_BLUR, CHAINS // 4
+    cooling, sharpening = COOLING ** (1.0 / (ROUNDS - 1)), SHARPENING ** (1.0 / (ROUNDS - 1))
+    blur, quarter, per_round = FIRST_BLUR, CHAINS // 4, max(1, steps // ROUNDS)
+    chances = np.ones(len(problem.swaps))
     for _ in range(ROUNDS):
         energy = problem.energy(orders, blur)
-        for _ in range(max(1, steps // ROUNDS)):
-            tried = _moved(orders, problem.swaps, random)
+        useful, kinds = (
+            np.ones(len(chances)),
+            random.choice(len(chances), per_round, p=chances / chances.sum()),
+        )
+        for kind in kinds:
+            tried = _moved(orders, problem.swaps[kind], random)
             new = problem.energy(tried, blur)
             accepted = random.random(CHAINS) < np.exp(-np.maximum(new - energy, 0.0) / temperature)
+            useful[kind] += np.count_nonzero(accepted & (new != energy))
             orders[accepted], energy[accepted] = tried[accepted], new[accepted]
+        chances = np.maximum(useful / (1 + np.bincount(kinds, minlength=len(chances))), LEAST_CHANCE)
         seconds = problem.seconds(orders)
         if seconds.min() < least:
             best, least = orders[seconds.argmin()].copy(), float(seconds.min())
         ranking = np.argsort(energy, kind="stable")
         orders[ranking[-quarter:]] = orders[ranking[:quarter]]
-        temperature, blur = temperature * cooling, blur * BLURRING ** (1.0 / (ROUNDS - 1))
+        temperature, blur = temperature * cooling, blur * sharpening
     return best
 
 
 def _first_temperature(problem: Problem, orders: Integers, random: np.random.Generator) -> float:
+    """Return the mean rise in energy that random moves cause [s]."""
     energy = problem.energy(orders, FIRST_BLUR)
-    rises = np.concatenate(
-        [problem.energy(_moved(orders, problem.swaps, random), FIRST_BLUR) - energy for _ in range(8)]
-    )
+    tried = [_moved(orders, rows, random) for rows in problem.swaps for _ in range(4)]
+    rises = np.concatenate([problem.energy(moved, FIRST_BLUR) - energy for moved in tried])
     rising = rises[rises > 0.0]
     return float(rising.mean()) if rising.size else max(1e-3 * float(energy.max()), 1e-30)
 
 
-def _moved(orders: Integers, swaps: Sequence[Integers], random: np.random.Generator) -> Integers:
-    rows = swaps[int(random.integers(len(swaps)))]
+def _moved(orders: Integers, rows: Integers, random: np.random.Generator) -> Integers:
     chains = np.arange(len(orders))[:, None]
     first = random.integers(len(rows), size=len(orders))
     second = (first + random.integers(1, len(rows), size=len(orders))) % len(rows)

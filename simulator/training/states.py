@@ -10,7 +10,8 @@ import numpy as np
 from simulator.cost.numeric import ceil, larger
 from simulator.graph import FORMAT_BYTES, ModelGraph, Numeric
 from simulator.specs import TrainingStrategy
-from simulator.training.optimizers import OPTIMIZERS, UNCUT, Shards, Widths, state_bytes
+from simulator.training.optimizer_rules import Widths
+from simulator.training.optimizers import OPTIMIZERS, UNCUT, Shards, state_bytes
 from simulator.training.weights import Weights
 
 
@@ -105,8 +106,7 @@ def model_states(strategy: TrainingStrategy, elements: Elements, shards: Shards 
     stage, widths = strategy.zero_stage, Widths.of(strategy)
     weights: Numeric = 0.0
     for one in elements.tensors:
-        held = sharded(one, shards.over(one)) if stage >= 3 else one.elements
-        weights = weights + held * widths.stored(one)
+        weights = weights + held_bytes(one, widths, shards.over(one) if stage >= 3 else 1)
     dense, expert = elements.trained
     cut = shards if stage >= 2 else UNCUT
     if strategy.optimizer_update == "layer":
@@ -115,6 +115,15 @@ def model_states(strategy: TrainingStrategy, elements: Elements, shards: Shards 
         gradients = dense / cut.dense + expert / cut.expert
     states = state_bytes(strategy, elements.tensors, shards if stage >= 1 else UNCUT)
     return ModelStates(weights, gradients * FORMAT_BYTES[strategy.gradient_precision], states)
+
+
+def held_bytes(weights: Weights, widths: Widths, ranks: Numeric = 1) -> Numeric:
+    """Return the bytes of weights on the fullest of ``ranks`` that hold a share of them [B]."""
+    if weights.stored is not None:
+        return weights.stored / ranks
+    return (sharded(weights, ranks) if np.any(np.asarray(ranks) != 1) else weights.elements) * widths.stored(
+        weights
+    )
 
 
 def sharded(weights: Weights, ranks: Numeric) -> Numeric:
@@ -149,7 +158,7 @@ def checkpoint_bytes(
     for elements in stages:
         for one in elements.tensors:
             holders = experts if one.expert else tensor
-            total = total + holders * (one.elements * widths.stored(one) + state_bytes(strategy, (one,)))
+            total = total + holders * (held_bytes(one, widths) + state_bytes(strategy, (one,)))
     return total
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from simulator.engine import execute
 from simulator.graph import Block, Collective, ModelGraph, Partition, Shape, build
+from simulator.graph.trainable import subset
 from simulator.specs import MemroofError, TrainingScenario
 from simulator.strategy import Outcome, Setup
 from simulator.training.answer import outcome
@@ -69,10 +70,11 @@ class Step:
     def _graph(self) -> ModelGraph:
         plan, model = self.plan, self.setup.model
         target = plan.sequence if model.num_encoder_layers else None
-        return build(
+        graph = build(
             model, Shape(plan.micro_batch, plan.sequence, target=target), plan.partition, plan.numerics,
             fused_attention=self.strategy.fused_attention, fused_loss=self.strategy.fused_loss,
         )  # fmt: skip
+        return subset(graph, self.strategy.trainable, plan.partition)
 
     @property
     def tasks(self) -> int:
@@ -133,7 +135,7 @@ class Step:
         window = max(in_flight(plan.table.orders[index], chunk) for chunk in range(plan.table.chunks))
         return StageWork(
             plan.table.orders[index], chunks, kept, (1, 1) if some is None else (window, some), layers, communication,
-            reduction + replicate, messenger.gathers(dense, expert) if communication.gather == "end" else (),
+            reduction + replicate, messenger.gathers(*messenger.updated_bytes(dense, expert)) if communication.gather == "end" else (),
             0.0 if by_layer else self._optimizer(weights, blocks), self.resident(index),
             self.setup.hardware.memory.capacity, strategy.overlap_expert_parallel,
         )  # fmt: skip
@@ -175,7 +177,8 @@ class Step:
 
     def states(self, index: int) -> ModelStates:
         """Return a stage's model states."""
-        largest = max(float(b.trainable_parameters) for place in self.plan.held(index) for b in self.blocks(place))
+        blocks = [block for place in self.plan.held(index) for block in self.blocks(place)]
+        largest = max(float(block.trainable_parameters) for block in blocks)
         return model_states(self.strategy, Elements.of(self.weights(index), largest), self._shards)
 
     def boundaries(self) -> dict[tuple[int, int], Message]:

@@ -1,7 +1,6 @@
 """The weight tensors of a rank by shape, which optimizers that look at more than single elements need.
 
-A linear layer's matrix is found in its operator: a forward product of (m, k) by (k, n) and n·k parameters or a multiple.
-What projections share one product (queries, keys and values; gate and up) are matrices of their own to an optimizer.
+Projections that share one product (queries, keys and values; gate and up) are matrices of their own to an optimizer.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from simulator.cost.numeric import floor, larger, smaller
+from simulator.cost.numeric import larger, smaller
 from simulator.graph import Block, Gather, Matmul, ModelGraph, Numeric
 from simulator.graph.graph import Operator
 from simulator.specs import Model
@@ -37,6 +36,8 @@ class Weights:
     """Share of the elements that are trained."""
     whole: tuple[Numeric, Numeric] | None = None
     """Rows and columns of the tensor that tensor-parallel ranks hold together; its own if absent."""
+    stored: Numeric | None = None
+    """Bytes of all of them through a step, copies in all formats; as the strategy stores parameters if absent."""
 
     @property
     def elements(self) -> Numeric:
@@ -83,7 +84,7 @@ def stage_weights(
         found += block_weights(graph.embedding, model, whole.embedding if whole else None)
     for kind, times in Counter(graph.layers[layer] for layer in layers).items():
         block = block_weights(graph.blocks[kind], model, whole.blocks[kind] if whole else None)
-        found += [replace(weights, count=weights.count * times) for weights in block]
+        found += [_repeated(weights, times) for weights in block]
     if head:
         found += block_weights(graph.head, model, whole.head if whole else None)
     return tuple(found)
@@ -91,67 +92,56 @@ def stage_weights(
 
 def block_weights(block: Block, model: Model, whole: Block | None = None) -> tuple[Weights, ...]:
     """Return the weights of a block on one rank, operator by operator; ``whole`` is the block without tensor parallelism."""
-    uncut = whole.operators if whole else block.operators
-    found: list[Weights] = []
-    for operator, other in zip(block.operators, uncut, strict=True):
-        parts = tuple(_operator_weights(operator, model))
-        if whole:
-            others = _operator_weights(other, model)
-            parts = tuple(
-                replace(part, whole=(o.rows, o.columns)) for part, o in zip(parts, others, strict=True)
-            )
-        found += parts
-    return tuple(found)
+    shapes = {
+        part.name: part.shape
+        for operator in (whole.operators if whole else ())
+        for part in _operator_weights(operator, model)
+    }
+    return tuple(
+        replace(part, whole=shapes.get(part.name))
+        for operator in block.operators
+        for part in _operator_weights(operator, model)
+    )
+
+
+def _repeated(weights: Weights, times: int) -> Weights:
+    stored = None if weights.stored is None else weights.stored * times
+    return replace(weights, count=weights.count * times, stored=stored)
 
 
 def _operator_weights(operator: Operator, model: Model) -> Iterator[Weights]:
-    if not np.any(np.asarray(operator.parameters) > 0):
-        return
     total: Numeric = operator.parameters
-    trained = getattr(operator, "trainable", None)
-    trained = total if trained is None else trained
-    shapes = _shapes(operator, model, total)
-    matrices = sum((w.elements for w in shapes), start=0.0)
+    held, trained = operator.stored, operator.trained
+    if not np.any(np.asarray(total) > 0):
+        if held is not None and np.any(np.asarray(held) > 0):  # a frozen reference's, nobody's parameters
+            yield Weights(operator.name, 0, stored=held, expert=operator.expert)
+        return
+    shapes = _shapes(operator, model)
+    matrices = sum((weights.elements for weights in shapes), start=0.0)
     rest = total - matrices
     # a bias is what is trained where less is than a matrix has
     rest_trained = smaller(trained, rest)
-    if shapes:
-        share = (trained - rest_trained) / matrices
-        for weights in shapes:
-            yield replace(weights, trained=share, expert=operator.expert)
+    parts = [(weights, (trained - rest_trained) / matrices) for weights in shapes]
     if np.any(np.asarray(rest) > 0):
-        share = rest_trained / larger(rest, 1.0)
-        yield Weights(f"{operator.name}.vector", rest, role="vector", trained=share, expert=operator.expert)
+        vector = Weights(f"{operator.name}.vector", rest, role="vector")
+        parts.append((vector, rest_trained / larger(rest, 1.0)))
+    for weights, share in parts:
+        stored = None if held is None else held * weights.elements / total
+        yield replace(weights, trained=share, expert=operator.expert, stored=stored)
 
 
-def _shapes(operator: Operator, model: Model, total: Numeric) -> tuple[Weights, ...]:
+def _shapes(operator: Operator, model: Model) -> tuple[Weights, ...]:
     """Matrices and tables of an operator; empty where it has vectors alone."""
+    if operator.matrices:
+        return tuple(
+            Weights(f"{operator.name}.{matrix.name}", matrix.outputs, matrix.inputs, matrix.count)
+            for matrix in operator.matrices
+            if not np.any(np.asarray(matrix.outputs) <= 1)
+        )
     for work in operator.forward:
         if isinstance(work, Gather):
             width = model.embedding_size or model.hidden_size
-            return (Weights(operator.name, total / width, width, role="embedding"),)
-        if isinstance(work, Matmul):
-            count: Numeric = floor(total / (work.n * work.k) + 1e-9)
-            if not np.all(np.asarray(count) >= 1) or np.any(np.asarray(work.n) <= 1):
-                return ()
-            role: Role = "head" if operator.name == "logits" else "matrix"
-            return tuple(
-                Weights(name, rows, work.k, count, role)
-                for name, rows in _projections(operator.name, work.n, model)
-            )
+            return (Weights(operator.name, operator.parameters / width, width, role="embedding"),)
+        if isinstance(work, Matmul) and not np.any(np.asarray(operator.parameters < work.n * work.k)):
+            return (Weights(operator.name, work.n, work.k, role="head"),)
     return ()
-
-
-def _projections(name: str, rows: Numeric, model: Model) -> tuple[tuple[str, Numeric], ...]:
-    """The projections that share a product of ``rows`` outputs, with the outputs of each."""
-    if name == "attention.qkv":
-        heads, groups, width = model.num_attention_heads, model.kv_heads, model.attention_head_dim
-        # a rank holds one key and value head at least
-        queries = smaller(rows * heads / (heads + 2 * groups), rows - 2 * width)
-        keys = (rows - queries) / 2
-        return ("attention.q", queries), ("attention.k", keys), ("attention.v", keys)
-    if name == "cross.kv":
-        return ("cross.k", rows / 2), ("cross.v", rows / 2)
-    if name.endswith(".up") and model.gated_mlp:
-        return (name, rows / 2), (name.removesuffix("up") + "gate", rows / 2)
-    return ((name, rows),)

@@ -60,12 +60,13 @@ def bubble_time(
     With p stages, m micro-batches, v chunks a stage, and F, B, W for a forward pass and the two parts of the backward pass:
 
     - naive: (p - 1) m (F + B + W); GPipe and 1F1B: (p - 1) (F + B + W); interleaved 1F1B: that over v (Narayanan et al. 2021,
-      arXiv:2104.04473, section 2.2). Wrap-around has the last one too if m >= p (Lamy-Poirier 2022, arXiv:2211.05953,
-      section 4); with fewer micro-batches every chunk but one waits for p - m passes more, each way.
-    - 2BP and ZB-H1: (p - 1) (F + B - W) (Qi et al. 2023, arXiv:2401.10241, section 2.3 and table 1); for equal parts this is
-      the bubble ratio of 2BP's 1F1B-1 and 1F1B-2 with m = p and 2p (Rae et al. 2024, arXiv:2405.18047, table 1). Where W
-      exceeds F or B, filling up or the later start of the last stage bounds it: (p - 1) max(F + B - W, B, F).
-    - ZB-H2: (p - 1) (F + B - 2W) (the same table), no less than 0 and (p - 1) (B - F); from m = 2p - 1 on.
+      arXiv:2104.04473, section 2.2). Wrap-around has the last one too if m >= p (Lamy-Poirier 2022, arXiv:2211.05953); with
+      fewer micro-batches every chunk but one waits for p - m passes more, each way.
+    - ZB-H1: (p - 1) (F + B - W) (Qi et al. 2023, arXiv:2401.10241, section 2.3), and 2BP the same, (p - 1) of a step of
+      3m + p - 1 for equal parts (figure 1 of Rae et al. 2024, arXiv:2405.18047: m = p is 1F1B-1, m = 2p 1F1B-2). Where W
+      exceeds F or B, filling up or the later start of the last stage bounds it: (p - 1) max(F + B - W, B, F). With m < p
+      fewer W fill the gaps; that is exact for 2BP and near for ZB-H1.
+    - ZB-H2: (p - 1) (F + B - 2W) (the same section), no less than 0 and (p - 1) (B - F); from m = 2p - 1 on.
     - ZB-V: none where F = B = W (section 6); else (p - 1) max(B - W, (B - F)/2) by the longest path through its table,
       exact where B is no less than F and W, from m = 2p - 1 on.
     - DualPipe: (p/2 - 1) (F&B + (B + W) - 3W) (DeepSeek-AI 2024, arXiv:2412.19437, table 2), exact where F = B >= W; the
@@ -106,12 +107,12 @@ def peak_in_flight(
 ) -> Numeric:
     """Return the largest amount of activations that a stage holds, in those of one micro-batch on one stage.
 
-    - naive: 1; GPipe, 2BP and wrap-around: m (Huang et al. 2019, arXiv:1811.06965; Rae et al. 2024, arXiv:2405.18047,
-      section 4: what gradients of weights still need is kept).
+    - naive: 1; GPipe, 2BP and wrap-around: m (Huang et al. 2019, arXiv:1811.06965; Rae et al. 2024, arXiv:2405.18047:
+      what gradients of weights still need is kept).
     - 1F1B: p - stage (Narayanan et al. 2021, arXiv:2104.04473, section 2.2.1).
     - interleaved 1F1B: p (1 + (p - 1)/(p v)) on the first stage, 2/v less on each that follows (Korthikanti et al. 2022,
       arXiv:2205.05198, section 4.2.3); m where m = p, since Megatron-LM then runs all forwards first.
-    - ZB-H1 p, ZB-H2 2p - 1 and ZB-V p (Qi et al. 2023, arXiv:2401.10241, table 1 and section 6), on all stages; ZB-V has it
+    - ZB-H1 p, ZB-H2 2p - 1 and ZB-V p (Qi et al. 2023, arXiv:2401.10241, sections 2.3 and 6), on all stages; ZB-V has it
       from m = 2p - 1 on, an upper bound below.
     - DualPipe: p + 1, of chunks that each are a p-th of the model (DeepSeek-AI 2024, arXiv:2412.19437, table 2).
 

@@ -15,7 +15,7 @@ def dualpipe(stages: int, micro_batches: int, chunks: int, pair: bool) -> Pipeli
     stage does depends on its distance from the nearer end alone.
     """
     half = micro_batches // 2
-    first = [Direction(0, range(half)), Direction(1, range(half, micro_batches))]
+    first = [_Direction(0, range(half)), _Direction(1, range(half, micro_batches))]
     orders = []
     for stage in range(stages):
         near, far = first if stage < stages // 2 else reversed(first)
@@ -27,7 +27,7 @@ def dualpipe(stages: int, micro_batches: int, chunks: int, pair: bool) -> Pipeli
     return Pipeline("dualpipe", tuple(orders), routes, (0,) * half + (1,) * half)
 
 
-class Direction:
+class _Direction:
     """The rows of one direction, shared by all stages."""
 
     def __init__(self, chunk: int, micro_batches: range) -> None:
@@ -47,7 +47,7 @@ class Direction:
 class _Table:
     """A stage's table as it grows; ``near`` (0) entered at the nearer end, ``far`` (1) at the other."""
 
-    def __init__(self, near: Direction, far: Direction) -> None:
+    def __init__(self, near: _Direction, far: _Direction) -> None:
         self.directions = (near, far)
         self.rows: list[Order] = []
         self.forwards, self.backwards = [0, 0], [0, 0]
@@ -73,7 +73,7 @@ class _Table:
         self.rows.append(self.deferred.popleft())
 
 
-def _rows(depth: int, half_stages: int, half: int, near: Direction, far: Direction) -> Schedule:
+def _rows(depth: int, half_stages: int, half: int, near: _Direction, far: _Direction) -> Schedule:
     """Return the table of the stage at a distance from the nearer end, in the eight phases of the published figure."""
     table, to_middle = _Table(near, far), half_stages - depth - 1
     for _ in range(2 * to_middle):

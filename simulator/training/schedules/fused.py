@@ -24,7 +24,7 @@ def one_forward_one_backward(stages: int, micro_batches: int, chunks: int, pair:
 
     Narayanan et al. 2021, arXiv:2104.04473, section 2.2.1. In pairs, a forward pass runs together with a backward pass
     of another micro-batch, so that a result waits for the pair to end: stages warm up with ``2 (stages - stage) - 1``
-    forwards, the order of Eager-1F1B (Zhuang et al. 2022, arXiv:2211.05322, section 4), lest every second slot be idle. A
+    forwards, the order of Eager-1F1B (Zhuang et al. 2022, arXiv:2211.05322), lest every second slot be idle. A
     step with free transfers then takes p (F + B) + (m - 1) F&B.
     """
     forward, backward = passes("forward", 0, micro_batches), passes("backward", 0, micro_batches)
@@ -67,7 +67,7 @@ def interleaved(stages: int, micro_batches: int, chunks: int, pair: bool) -> Pip
 def wrap_around(stages: int, micro_batches: int, chunks: int, pair: bool) -> Pipeline:
     """Harmony's wrap-around pipeline: all micro-batches pass a chunk before the next chunk of the same stage.
 
-    Li et al. 2022, arXiv:2202.01306, section 4: the model is cut into more packs than there are GPUs, pack after pack is
+    Li et al. 2022, arXiv:2202.01306: the model is cut into more packs than there are GPUs, pack after pack is
     placed round-robin, and micro-batches are grouped at each pack, so that a pack's weights are brought in once a pass. It
     is the breadth-first order of Lamy-Poirier 2022, arXiv:2211.05953.
     """

@@ -14,7 +14,7 @@ _Parts = tuple[list[Order], list[Order], list[Order]]
 def two_stage_backward(stages: int, micro_batches: int, chunks: int, pair: bool) -> Pipeline:
     """2BP on top of 1F1B: gradients of weights fill the gaps of the cool-down, and the rest follows at the end.
 
-    Rae et al. 2024, arXiv:2405.18047, section 3 and figure 1 (1F1B-1 and 1F1B-2).
+    Rae et al. 2024, arXiv:2405.18047, figure 1 (1F1B-1 and 1F1B-2).
     """
     forward, backward, weight = _parts(micro_batches)
 
@@ -56,7 +56,7 @@ def zero_bubble_h2(stages: int, micro_batches: int, chunks: int, pair: bool) -> 
 def zero_bubble_v(stages: int, micro_batches: int, chunks: int, pair: bool) -> Pipeline:
     """ZB-V: two chunks a stage along a V, so that the first stage also holds the last chunk of the model.
 
-    Qi et al. 2023, arXiv:2401.10241, section 6 and figure 5; Qi et al. 2024, arXiv:2405.15362 (V-ZB). The loss is found where
+    Qi et al. 2023, arXiv:2401.10241, section 6; Qi et al. 2024, arXiv:2405.15362 (V-ZB). The loss is found where
     a micro-batch came in, so every stage holds as much as the first stage of 1F1B. With less than ``2 stages - 1``
     micro-batches it is the table of so many without the rows of those that do not exist.
     """

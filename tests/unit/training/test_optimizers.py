@@ -4,17 +4,19 @@ import numpy as np
 import pytest
 
 from simulator.cost import adam_bytes
-from simulator.graph import Elementwise, Matmul, Partition, Shape, build
+from simulator.graph import Block, Elementwise, Matmul, Operator, Partition, Shape, build
+from simulator.graph.graph import Matrix
 from simulator.specs import Catalog, Model, TrainingScenario, TrainingStrategy
+from simulator.training.optimizer_rules import Widths
 from simulator.training.optimizers import (
     OPTIMIZERS,
     Shards,
-    Widths,
     optimizer_faults,
     state_bytes,
     update_gathers,
     update_works,
 )
+from simulator.training.states import Elements, model_states
 from simulator.training.weights import Weights, block_weights, stage_weights
 
 SHAPE = Shape(1, 8)
@@ -88,9 +90,9 @@ def test_projections_that_share_a_product_are_matrices_of_their_own():
         for w in block_weights(build(model, SHAPE, Partition(16)).blocks[0], model)
     }
     # 64 query heads over 16 ranks; 8 key and value heads: one on each rank
-    assert found["attention.q"] == (4 * 128, 8192)
-    assert found["attention.k"] == found["attention.v"] == (128, 8192)
-    assert found["mlp.up"] == found["mlp.gate"] == (28672 / 16, 8192)
+    assert found["attention.qkv.q_proj"] == (4 * 128, 8192)
+    assert found["attention.qkv.k_proj"] == found["attention.qkv.v_proj"] == (128, 8192)
+    assert found["mlp.up.up_proj"] == found["mlp.up.gate_proj"] == (28672 / 16, 8192)
     assert found["attention.norm.vector"] == (8192, 1)
 
 
@@ -113,20 +115,38 @@ def test_weights_take_arrays():
             assert np.broadcast_to(one.rows, 4)[index] == pytest.approx(float(other.rows))
 
 
+def operator(**more: object) -> Block:
+    matrix = Matrix("up_proj", 8, 16)
+    product = Operator(
+        "mlp.up", (Matmul(4, 16, 8),), parameters=16 * 8 + 16, matrices=(matrix,), biases=16, **more
+    )
+    return Block("layer", (product,), {})
+
+
 def test_what_less_is_trained_of_than_a_bias_is_the_bias():
-    class Half:
-        name, expert, parameters, trainable = "mlp.up", False, 16 * 8 + 16, 16
-        forward = (Matmul(4, 16, 8),)
-
-    class Block:
-        operators = (Half(),)
-
-    plain = llama(512, 1376, 8, 8).model_copy(update={"gated_mlp": False})
-    matrix, bias = block_weights(Block(), plain)
+    plain = llama(512, 1376, 8, 8)
+    matrix, bias = block_weights(operator(trainable=16), plain)
     assert (matrix.trained, bias.trained) == (0.0, 1.0)
-    Half.trainable = 64 + 16
-    matrix, bias = block_weights(Block(), plain)
+    matrix, bias = block_weights(operator(trainable=64 + 16), plain)
     assert (matrix.updated, bias.updated) == (64.0, 16.0)
+    assert all(w.trained == 0.0 for w in block_weights(operator(trainable=0), plain))
+
+
+def test_weights_in_a_format_of_their_own():
+    parts = block_weights(operator(stored=72.0, trainable=0), llama(512, 1376, 8, 8))
+    assert sum(w.stored for w in parts) == 72.0
+    states = model_states(strategy(), Elements.of(parts))
+    assert (states.weights, states.gradients, states.optimizer) == (72.0, 0.0, 0.0)
+    assert model_states(strategy(zero_stage=3), Elements.of(parts), Shards(4)).weights == 18.0
+
+
+def test_a_frozen_reference_has_bytes_and_no_parameters():
+    reference = Block(
+        "layer", (Operator("reference.up", (), stored=256.0, detached=True), Operator("add", ())), {}
+    )
+    (weights,) = block_weights(reference, llama(512, 1376, 8, 8))
+    assert (weights.elements, weights.stored) == (0, 256.0)
+    assert model_states(strategy(optimizer="muon"), Elements.of((weights,))).total == 256.0
 
 
 # --- states
@@ -193,12 +213,22 @@ def test_galore_of_llama_7b():
     )
 
 
-def test_fp8_parameters_are_matrices_alone():
-    widths = Widths.of(strategy(precision="fp8", parameter_precision="fp8", fp8_recipe="mxfp8"))
-    assert widths.stored(Weights("w", 64, 64)) == 2 * (1 + 1 / 32)
+@pytest.mark.parametrize(
+    ("precision", "recipe", "each"),
+    [("fp8", "tensor", 1.0), ("fp8", "mxfp8", 1.0 + 1 / 32), ("fp4", "tensor", 0.5 + 1 / 256)],
+)
+def test_narrow_parameters_are_matrices_alone(precision, recipe, each):
+    widths = Widths.of(strategy(precision=precision, parameter_precision=precision, fp8_recipe=recipe))
+    assert widths.stored(Weights("w", 64, 64)) == 2 * each
     assert widths.stored(Weights("n", 64, role="vector")) == 2.0
-    assert widths.written(Weights("w", 64, 64)) == (4.0, 2 * (1 + 1 / 32))
+    assert widths.written(Weights("w", 64, 64)) == (4.0, 0.0)
+    assert widths.written(Weights("n", 64, role="vector")) == (4.0, 2.0)
+
+
+def test_wide_parameters_are_their_own_master():
     assert Widths.of(strategy(parameter_precision="fp32")).written(Weights("w", 8, 8)) == (4.0, 0.0)
+    assert Widths.of(strategy()).written(Weights("w", 8, 8)) == (4.0, 2.0)
+    assert Widths.of(strategy(master_weights=False)).written(Weights("w", 8, 8)) == (2.0, 0.0)
     assert Widths.of(strategy(precision="fp32")).weight == 4.0
 
 

@@ -1,0 +1,219 @@
+"""A training step in closed form: step time and peak memory of many configurations of one plan at once.
+
+The passes come from :class:`simulator.training.step.Step`'s own pricing, the schedule from its table (:mod:`makespan`); this
+module puts them side by side and adds what follows the passes: reductions, the optimizer, gathers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.training.makespan import MessageSeconds, PassSeconds, makespan
+from simulator.training.numbers import ChunkNumbers, LayerNumbers, holdings, paired
+from simulator.training.plan import Plan
+from simulator.training.recurrence import PARTS, Floats, Integers, LayerSeconds, Rows
+from simulator.training.schedules import Part
+from simulator.training.work import LayerMessages, Message, StageWork
+
+GRADIENTS: tuple[Part, ...] = ("backward", "weight-gradient")
+
+
+@dataclass(frozen=True, slots=True)
+class Bodies:
+    """The passes of a plan under several options: arrays over them."""
+
+    chunks: tuple[tuple[ChunkNumbers, ...], ...]
+    """By stage and chunk."""
+    messages: MessageSeconds
+
+    @classmethod
+    def of(cls, plan: Plan, layers: Sequence[Sequence[LayerNumbers]], messages: MessageSeconds) -> Bodies:
+        """Put the layers of each place together; places with the same layers are worked out once."""
+        found: dict[tuple[int, ...], ChunkNumbers] = {}
+        chunks = []
+        for place in layers:
+            key = tuple(id(layer) for layer in place)
+            if key not in found:
+                found[key] = ChunkNumbers.of(place)
+            chunks.append(found[key])
+        return cls(
+            tuple(tuple(chunks[place] for place in plan.held(stage)) for stage in range(plan.pipeline)), messages
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Step time [s] and peak memory of the fullest GPU [B], by configuration."""
+
+    step_time: Floats
+    peak_memory: Floats
+
+
+def answers(
+    plan: Plan, bodies: Bodies, tails: Sequence[Sequence[StageWork]], body: Integers, tail: Integers, *, pair: bool
+) -> Answers:
+    """Return the answers of configurations, each a body and a tail.
+
+    Parameters
+    ----------
+    plan : Plan
+        What they have in common: degrees, micro-batches, schedule, layers of each chunk.
+    bodies : Bodies
+        Passes and messages between stages.
+    tails : sequence of sequences of StageWork
+        By tail and stage: states and communication with replicas; their passes are not looked at.
+    body, tail : arrays of int
+        Of each configuration.
+    pair : bool
+        Whether passes that may run in pairs do so.
+    """
+    time, peak = np.empty(len(body)), np.empty(len(body))
+    groups: dict[tuple[frozenset[Rows], int, bool], list[int]] = {}
+    for index, stages in enumerate(tails):
+        groups.setdefault(_mode(stages), []).append(index)
+    for (rows, prefetch, reshard), members in groups.items():
+        where = np.flatnonzero(np.isin(tail, members))
+        if not len(where):
+            continue
+        # without communication beside passes all tails share the ends of a body
+        key = body[where] * len(tails) + tail[where] if rows else body[where]
+        unique, back = np.unique(key, return_inverse=True)
+        own_body = unique // len(tails) if rows else unique
+        own_tail = unique % len(tails) if rows else None
+        layers = None if own_tail is None else _layers(bodies, tails, own_body, own_tail, rows, prefetch, reshard)
+        ends = makespan(
+            plan.table.name, plan.pipeline, plan.micro_batches, plan.table.chunks, _passes(bodies, tails, own_body, pair),
+            _taken(bodies.messages, own_body), layers=layers, pair=pair,
+        )  # fmt: skip
+        time[where] = _finished(ends.reduced[:, back], tails, tail[where])
+        peak[where] = _peak(plan, bodies, tails, body[where], tail[where], rows, prefetch, reshard, pair)
+    return Answers(time, peak)
+
+
+def _mode(stages: Sequence[StageWork]) -> tuple[frozenset[Rows], int, bool]:
+    """Return which rows communicate layer by layer under a tail, how far gathers run ahead, and whether they are repeated."""
+    communication = stages[0].communication
+    layers = [layer for stage in stages for chunk in stage.messages for layer in chunk]
+    rows: set[Rows] = set()
+    if communication.gather == "each" and any(layer.gather or layer.reduce for layer in layers):
+        return frozenset({"all"}), communication.prefetch, communication.reshard
+    if communication.gather == "next" and any(layer.gather for layer in layers):
+        rows.add("first")
+    if any(layer.optimizer for layer in layers):
+        rows.add("gradients")
+    elif any(layer.reduce for layer in layers):
+        rows.add("gradients" if communication.reduce == "each" else "final")
+    return frozenset(rows), 0, True
+
+
+def _passes(bodies: Bodies, tails: Sequence[Sequence[StageWork]], body: Integers, pair: bool) -> PassSeconds:
+    def some(part: Part) -> Floats:
+        none = np.zeros(len(body))
+        return np.stack(
+            [[chunk.seconds(part)[body] if part in chunk.layers else none for chunk in stage] for stage in bodies.chunks]
+        )
+
+    both = None
+    if pair:
+        occupancy = tails[0][0].communication.occupancy
+        both = np.stack(
+            [[[paired(a, b, occupancy)[body] for b in stage] for a in stage] for stage in bodies.chunks]
+        )
+    return PassSeconds(some("forward"), some("input-gradient"), some("weight-gradient"), some("backward"), both)
+
+
+def _taken(messages: MessageSeconds, where: Integers) -> MessageSeconds:
+    return MessageSeconds(
+        messages.forward_latency[:, where], messages.forward_flow[:, where],
+        messages.backward_latency[:, where], messages.backward_flow[:, where],
+    )  # fmt: skip
+
+
+def _layers(
+    bodies: Bodies, tails: Sequence[Sequence[StageWork]], body: Integers, tail: Integers, rows: frozenset[Rows],
+    prefetch: int, reshard: bool,
+) -> LayerSeconds:  # fmt: skip
+    """Return the layers of all passes with what they wait for and send on, as the lowering does (:mod:`lower`)."""
+    stages, chunks = len(bodies.chunks), len(bodies.chunks[0])
+    longest = max(len(one) for stage in bodies.chunks for chunk in stage for one in chunk.layers.values())
+    kinds = stages * chunks * len(PARTS)
+    shape = (kinds, longest, len(body))
+    compute, gather, reduce, replicate, update = (np.zeros(shape) for _ in range(5))
+    count = np.zeros(kinds, dtype=np.int64)
+    tables: dict[tuple[int, ...], tuple[Floats, ...]] = {}
+    everywhere = "all" in rows
+    for stage, held in enumerate(bodies.chunks):
+        for index, chunk in enumerate(held):
+            for number, part in enumerate(PARTS):
+                if part not in chunk.layers:
+                    continue
+                kind = (stage * chunks + index) * len(PARTS) + number
+                layers = len(chunk.layers[part])
+                at = (kind, slice(layers))
+                count[kind] = layers
+                work = [works[stage].messages[index] for works in tails]
+                key = tuple(id(layer) for messages in work for layer in messages)
+                if key not in tables:
+                    tables[key] = _message_table(work)
+                order = slice(None) if part == "forward" else slice(None, None, -1)
+                gathers, reduces, replicates, updates = (table[order][:, tail] for table in tables[key])
+                if part == "forward" or (everywhere and reshard and part != "weight-gradient"):
+                    gather[at] = gathers
+                if part in GRADIENTS:
+                    reduce[at], replicate[at], update[at] = reduces, replicates, updates
+                seconds = chunk.layers[part][:, body]
+                occupancy = tails[0][stage].communication.occupancy
+                compute[at] = seconds + occupancy * np.minimum(seconds, gather[at] + reduce[at])
+    return LayerSeconds(rows, compute, gather, reduce, replicate, update, count, prefetch)
+
+
+def _message_table(tails: Sequence[Sequence[LayerMessages]]) -> tuple[Floats, ...]:
+    """Return seconds of gathers, reductions, replications and updates: arrays (layers, tails)."""
+
+    def some(seconds: Callable[[LayerMessages], float]) -> Floats:
+        return np.array([[seconds(layer) for layer in layers] for layers in tails]).T
+
+    return (
+        some(lambda layer: _total(layer.gather)), some(lambda layer: _total(layer.reduce)),
+        some(lambda layer: _total(layer.replicate)), some(lambda layer: layer.optimizer),
+    )  # fmt: skip
+
+
+def _total(messages: Sequence[Message]) -> float:
+    return sum(message.time for message in messages)
+
+
+def _finished(ends: Floats, tails: Sequence[Sequence[StageWork]], tail: Integers) -> Floats:
+    """Add what follows the passes of each stage: reductions, the optimizer, gathers."""
+    after = np.array(
+        [[_total(stage.reduction) + stage.optimizer + _total(stage.gather) for stage in stages] for stages in tails]
+    )
+    return np.asarray((ends + after.T[:, tail]).max(axis=0))
+
+
+def _peak(
+    plan: Plan, bodies: Bodies, tails: Sequence[Sequence[StageWork]], body: Integers, tail: Integers,
+    rows: frozenset[Rows], prefetch: int, reshard: bool, pair: bool,
+) -> Floats:  # fmt: skip
+    """Return the peak of the fullest stage."""
+    held = holdings(plan.table.name, plan.pipeline, plan.micro_batches, plan.table.chunks, pair=pair)
+    resident = np.array([[sum(stage.resident.values()) for stage in stages] for stages in tails]).T
+    extra = np.array([[_buffers(stage, rows, prefetch, reshard) for stage in stages] for stages in tails]).T
+    keeps = "all" in rows and not reshard
+    peak = np.zeros(len(body))
+    known: dict[tuple[int, ...], Floats] = {}
+    for index, chunks in enumerate(bodies.chunks):
+        key = (id(held[index]), *(id(chunk) for chunk in chunks))
+        if key not in known:
+            known[key] = held[index].peak([chunk.memory for chunk in chunks])
+        passes = known[key][body]
+        if keeps:
+            gathered = np.array([
+                [sum(layer.gathered for layer in messages) for messages in works[index].messages] for works in tails
+            ]).T  # fmt: skip
+            passes = held[index].peak([_picked(chunk, body) for chunk in chunks], gathered[:, tail])
+        np.maximum(peak, passes + (resident + extra)[index, tail], out=peak)
+    return peak

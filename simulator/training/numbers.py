@@ -1,0 +1,163 @@
+"""Passes and memory of model chunks for arrays of configurations: what :mod:`simulator.training.passes` says of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from simulator.cost.numeric import larger
+from simulator.graph import Numeric
+from simulator.training.liveness import Liveness, chain
+from simulator.training.passes import EXCHANGE, LayerPass
+from simulator.training.recurrence import Floats, period_of
+from simulator.training.schedules import Part, Schedule, pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNumbers:
+    """The passes of one micro-batch through one layer: arrays (configurations) by part, as :class:`LayerPass` has them."""
+
+    host: Mapping[Part, Floats]
+    """Seconds in which the CPU issues a pass."""
+    device: Mapping[Part, Floats]
+    """Seconds of its kernels."""
+    end: Mapping[Part, Floats]
+    """Seconds of both, overlapped."""
+    exchange: Mapping[Part, Floats]
+    """Seconds of exchanges with experts among those of the kernels."""
+    memory: Liveness
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerPass]) -> LayerNumbers:
+        """Put the same layer of several configurations side by side."""
+        parts = tuple(layers[0].times)
+
+        def some(attribute: str) -> dict[Part, Floats]:
+            return {part: np.array([getattr(one.issued[part], attribute) for one in layers]) for part in parts}
+
+        exchange = {
+            part: np.array([float(one.times[part].by_bound.get(EXCHANGE, 0.0)) for one in layers]) for part in parts
+        }
+        names = ("saved", "forward_peak", "backward_peak", "between")
+        memory = (np.array([float(getattr(one.memory, name)) for one in layers]) for name in names)
+        return cls(some("host"), some("device"), some("end"), exchange, Liveness(*memory))
+
+    def take(self, where: Floats) -> LayerNumbers:
+        """Return the numbers of some configurations, each as often as it is named."""
+
+        def some(columns: Mapping[Part, Floats]) -> dict[Part, Floats]:
+            return {part: column[where] for part, column in columns.items()}
+
+        memory = self.memory
+        parts = (memory.saved, memory.forward_peak, memory.backward_peak, memory.between)
+        return LayerNumbers(
+            some(self.host), some(self.device), some(self.end), some(self.exchange),
+            Liveness(*(np.asarray(part)[where] for part in parts)),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkNumbers:
+    """The passes of one micro-batch through a model chunk."""
+
+    layers: Mapping[Part, Floats]
+    """(layers in execution order, configurations): seconds of each, with what the device waits for the CPU."""
+    exchange: Mapping[Part, Floats]
+    memory: Liveness
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerNumbers]) -> ChunkNumbers:
+        """Run layers, given in forward order, one after the other.
+
+        A layer ends when its kernels have run behind those before it and have been issued
+        (:class:`simulator.training.passes.Issued`).
+        """
+        seconds: dict[Part, Floats] = {}
+        exchange: dict[Part, Floats] = {}
+        for part in layers[0].device:
+            host: Numeric = 0.0
+            end: Numeric = 0.0
+            ends = []
+            for layer in layers if part == "forward" else reversed(layers):
+                end = larger(end + layer.device[part], host + layer.end[part])
+                host = host + layer.host[part]
+                ends.append(end)
+            seconds[part] = np.diff(np.stack(ends), axis=0, prepend=0.0)
+            exchange[part] = sum((layer.exchange[part] for layer in layers), start=np.zeros(()))
+        return cls(seconds, exchange, chain(layer.memory for layer in layers))
+
+    def seconds(self, part: Part) -> Floats:
+        """Seconds of a pass, by configuration."""
+        return np.asarray(self.layers[part].sum(axis=0))
+
+
+def paired(forward: ChunkNumbers, backward: ChunkNumbers, occupancy: float) -> Floats:
+    """Return the seconds of a forward and a backward pass that run together (:func:`simulator.training.passes.paired_seconds`)."""
+    exchange = forward.exchange["forward"] + backward.exchange["backward"]
+    rest = forward.seconds("forward") + backward.seconds("backward") - exchange
+    return np.asarray(rest + np.maximum(exchange - rest, occupancy * exchange))
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a stage holds at once, in units of passes: a row for each different moment of its table, a column for each chunk."""
+
+    kept: Floats
+    """Micro-batches whose activations are there until the backward pass or the input gradient."""
+    between: Floats
+    """Micro-batches whose weight gradient is still to come."""
+    forward: Floats
+    """Whether a forward pass runs."""
+    backward: Floats
+
+    def peak(self, chunks: Sequence[Liveness], gathered: Floats | None = None) -> Floats:
+        """Return the most bytes that passes hold at once, by configuration.
+
+        ``gathered`` (chunks, configurations) are parameters that are held with the activations.
+        """
+
+        def column(name: str) -> Floats:
+            return np.stack([np.asarray(getattr(chunk, name)) for chunk in chunks])
+
+        kept, between = column("saved"), column("between")
+        held = self.kept @ (kept - between) + self.between @ between
+        held += self.forward @ column("forward_peak") + self.backward @ column("backward_peak")
+        if gathered is not None:
+            held += self.kept @ gathered
+        return np.asarray(held.max(axis=0))
+
+
+@lru_cache(maxsize=4096)
+def holdings(name: str, stages: int, micro_batches: int, chunks: int, *, pair: bool = False) -> tuple[Holdings, ...]:
+    """Return what each stage of a schedule holds; schedules that repeat are looked at as far as they fill up."""
+    step = period_of(name, stages, chunks, pair=pair)
+    enough = 4 * stages + 8
+    if step and micro_batches > enough:
+        micro_batches -= (micro_batches - enough) // step * step
+    table = pipeline(name, stages, micro_batches, chunks, pair=pair)
+    return tuple(_holdings(orders, table.chunks, pair) for orders in table.orders)
+
+
+def _holdings(orders: Schedule, chunks: int, pair: bool) -> Holdings:
+    moments: set[tuple[int, ...]] = set()
+    kept, later = [0] * chunks, [0] * chunks
+    rows = iter(orders)
+    for row in rows:
+        unit = (row, next(rows)) if pair and row.paired else (row,)
+        forward, backward = [0] * chunks, [0] * chunks
+        for order in unit:
+            if order.part == "forward":
+                kept[order.chunk] += 1
+                later[order.chunk] += 1
+                forward[order.chunk] = 1
+            elif order.part != "weight-gradient":
+                backward[order.chunk] = 1
+        moments.add((*kept, *later, *forward, *backward))
+        for order in unit:
+            kept[order.chunk] -= order.part in ("backward", "input-gradient")
+            later[order.chunk] -= order.part in ("backward", "weight-gradient")
+    found = np.array(sorted(moments), dtype=np.float64).reshape(-1, 4, chunks)
+    return Holdings(*(found[:, column] for column in range(4)))
