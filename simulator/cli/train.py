@@ -11,15 +11,31 @@ FLAGS = (
     Flag("--tp", "strategy.tensor_parallel", "Tensor-parallel degree."),
     Flag("--pp", "strategy.pipeline_parallel", "Pipeline-parallel degree."),
     Flag("--dp", "strategy.data_parallel", "Replicas; all remaining devices if absent."),
+    Flag("--cp", "strategy.context_parallel", "Context-parallel degree."),
     Flag("--ep", "strategy.expert_parallel", "Expert-parallel degree."),
     Flag("--sp", "strategy.sequence_parallel", "Cut norms and residuals along the sequence.", switch="true"),
     Flag("--micro-batch", "strategy.micro_batch", "Sequences of a micro-batch."),
-    Flag("--schedule", "strategy.schedule", "gpipe, 1f1b or 1f1b-interleaved."),
-    Flag("--virtual-stages", "strategy.virtual_stages", "Model chunks a stage (1f1b-interleaved)."),
-    Flag("--recompute", "strategy.recompute", "none, selective or full."),
-    Flag("--precision", "strategy.precision", "fp32, tf32, fp16, bf16 or fp8."),
-    Flag("--optimizer", "strategy.optimizer", "adam or sgd."),
-    Flag("--zero", "strategy.zero_stage", "0, or 1 to shard optimizer states over the replicas."),
+    Flag(
+        "--schedule",
+        "strategy.schedule",
+        "1f1b, gpipe, 1f1b-interleaved, zb-h1, zb-h2, zb-v, 2bp, dualpipe, wrap-around, naive.",
+    ),
+    Flag(
+        "--virtual-stages", "strategy.virtual_stages", "Model chunks a stage (1f1b-interleaved, wrap-around)."
+    ),
+    Flag("--recompute", "strategy.recompute", "none, selective, full or optimal."),
+    Flag("--precision", "strategy.precision", "fp32, tf32, fp16, bf16, fp8 or fp4."),
+    Flag("--optimizer", "strategy.optimizer", "adam, adam-8bit, adafactor, muon, sgd or galore."),
+    Flag(
+        "--zero",
+        "strategy.zero_stage",
+        "States cut over replicas: 1 optimizer, 2 gradients too, 3 parameters too (FSDP).",
+    ),
+    Flag(
+        "--shard-group",
+        "strategy.shard_group",
+        "Ranks that states are cut over (HSDP); all replicas if absent.",
+    ),
     Flag(
         "--overlap",
         "strategy.overlap_gradient_reduction",

@@ -18,9 +18,9 @@ from simulator.cost.expert_exchange import (
 from simulator.cost.kernels import Kernels, complete_constants
 from simulator.cost.measured import with_measured
 from simulator.cost.numeric import Parts, chosen, larger
-from simulator.cost.overlap import Overlap, operator_times
+from simulator.cost.overlap import Overlap, beside_shared_experts, operator_times
 from simulator.cost.streams import gather_bytes, transfer_time
-from simulator.graph.graph import Operator
+from simulator.graph.graph import Block, Operator
 from simulator.graph.work import (
     Attention,
     Axis,
@@ -264,6 +264,28 @@ class CostModel:
             overlap=overlap,
             apart=apart,
         )
+
+    def block_times(
+        self,
+        block: Block,
+        spans: Mapping[Axis, Span],
+        *,
+        overlap: Overlap = "backward",
+        apart: bool = False,
+        shared_experts: bool = False,
+    ) -> dict[str, OperatorTime]:
+        """Return the passes of a block's operators by name.
+
+        ``shared_experts`` says whether those run while routed tokens are exchanged; see
+        :func:`simulator.cost.overlap.beside_shared_experts`.
+        """
+        times = {
+            op.name: self.operator_times(op, spans, overlap=overlap, apart=apart) for op in block.operators
+        }
+        if not shared_experts:
+            return times
+        occupancy = self.kernels.constants["collective"]["occupancy"]
+        return beside_shared_experts(block, times, lambda work: self._breakdown(work, spans), occupancy)
 
     def _breakdown(self, work: Work, spans: Mapping[Axis, Span]) -> Breakdown:
         return Breakdown.of(self.price(work, _span(work, spans)))

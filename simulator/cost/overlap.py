@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from simulator.cost.breakdown import Breakdown, OperatorTime
-from simulator.graph.graph import Operator
+from simulator.cost.numeric import larger
+from simulator.graph.experts import SHARED_EXPERTS
+from simulator.graph.graph import Block, Operator
 from simulator.graph.work import Attention, Axis, Collective, Matmul, Numeric, Part, Work
 
 Overlap = Literal["none", "backward", "chunked"]
@@ -76,6 +78,48 @@ def operator_times(
     return OperatorTime(times["forward"], times["input-gradient"], times["weight-gradient"])
 
 
+def beside_shared_experts(
+    block: Block, times: Mapping[str, OperatorTime], price: Price, occupancy: float
+) -> dict[str, OperatorTime]:
+    """Return the passes of a block's operators where shared experts run while routed tokens are exchanged.
+
+    Parameters
+    ----------
+    block : Block
+        A layer; one without shared experts or exchange stays as it is.
+    times : mapping
+        Passes of its operators, one after the other.
+    price, occupancy
+        As for :func:`operator_times`.
+
+    Notes
+    -----
+    The first products of the shared experts run beside the exchange that takes tokens to their experts, the last beside the
+    one that takes them back, and so in the backward pass (Megatron-Core's ``moe_shared_expert_overlap``): both exchanges
+    together hide behind all shared experts, in each pass.
+    """
+    found = dict(times)
+    shared = [times[op.name] for op in block.operators if op.name.startswith(SHARED_EXPERTS)]
+    parts: dict[str, Breakdown] = {
+        "forward": sum((t.forward for t in shared), start=Breakdown()),
+        "input_gradient": sum((t.backward for t in shared), start=Breakdown()),
+    }
+    for part, hiders in parts.items():
+        left: Any = hiders.time
+        for op in block.operators:
+            works: tuple[Work, ...] = getattr(op, part)
+            exchanges = [w for w in works if _exchanges_experts(w)]
+            if not exchanges:
+                continue
+            rest = [w for w in works if not _exchanges_experts(w)]
+            exchange = sum((price(w) for w in exchanges), start=Breakdown())
+            exposed = exchange.beside(left, occupancy)
+            left = larger(left - exchange.time, 0.0)
+            total = sum((price(w) for w in rest), start=Breakdown()) + exposed
+            found[op.name] = replace(found[op.name], **{part: total})
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Placed:
     """Where the works of a part run."""
@@ -139,3 +183,7 @@ def _follows(work: Collective, overlap: Overlap, apart: bool) -> bool:
 
 def _in_chunks(work: Matmul, chunks: int) -> Matmul:
     return replace(work, m=work.m / chunks, count=work.count * chunks) if chunks > 1 else work
+
+
+def _exchanges_experts(work: Work) -> bool:
+    return isinstance(work, Collective) and work.axis == "expert"

@@ -12,7 +12,7 @@ from simulator.graph.graph import (
     Shape,
     Tensor,
 )
-from simulator.graph.routing import Routed, active_experts, routed
+from simulator.graph.routing import Routed, active_experts, dropped_share, routed
 from simulator.graph.work import (
     Attention,
     Axis,
@@ -47,5 +47,6 @@ __all__ = [
     "Work",
     "active_experts",
     "build",
+    "dropped_share",
     "routed",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 from simulator.graph.context import exchanged
 from simulator.graph.graph import Operator, Shape
 from simulator.graph.layers import BlockBuilder, elementwise, linear, norm
-from simulator.graph.work import Attention, Elementwise, Matmul, Numeric, Work
+from simulator.graph.work import Attention, Collective, Elementwise, Matmul, Numeric, Work
 from simulator.specs.model import LatentAttention, Model
 
 SOFTMAX_FLOPS = 5.0
@@ -76,8 +76,6 @@ def cross_attention(
     dim, heads = model.attention_head_dim, model.num_attention_heads
     width = heads * dim
     encoder_rows = shape.batch * shape.sequence
-    if b.context is not None:
-        encoder_rows = encoder_rows / b.context
     b.tensor("encoder", encoder_rows * b.hidden / b.cut)
     linear(b, "cross.q", source, "cross.q.out", b.hidden, width, parallel="column", bias=model.attention_bias)
     linear(
@@ -147,7 +145,7 @@ def latent_attention(
         b, "attention.kv_norm", "kv_a", "kv_a.norm", "rmsnorm",
         bias=False, width=mla.kv_lora_rank, elements=own * mla.kv_lora_rank,
     )  # fmt: skip
-    _rotary(b, "q", rows * (local + 1) * rope)
+    _rotary(b, "q", rows * (local + 1) * rope, shared=rows * rope)
     if shape.phase == "decode":
         _absorbed(b, model, mla, shape, local)
     else:
@@ -216,9 +214,15 @@ def _qk_norm(b: BlockBuilder, model: Model, elements: Numeric) -> str:
     return normed
 
 
-def _rotary(b: BlockBuilder, source: str, elements: Numeric) -> None:
+def _rotary(b: BlockBuilder, source: str, elements: Numeric, *, shared: Numeric | None = None) -> None:
+    """Rotate in place; ``shared`` elements are a key that all heads have and that sequence parallelism has cut."""
     work = Elementwise(elements * b.width, elements * b.width, ROTARY_FLOPS * elements)
-    b.add(Operator("attention.rotary", (work,), (work,), inputs=(source,), outputs=(source,)))
+    forward: tuple[Work, ...] = (work,)
+    backward: tuple[Work, ...] = (work,)
+    if shared is not None and b.partition.sequence_parallel:
+        forward = (Collective("all-gather", "tensor", shared * b.width), work)
+        backward = (work, Collective("reduce-scatter", "tensor", shared * b.width))
+    b.add(Operator("attention.rotary", forward, backward, inputs=(source,), outputs=(source,)))
 
 
 def _attention_core(

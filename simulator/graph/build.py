@@ -64,7 +64,7 @@ def build(
         If sequences are cut where attention has no kernels for it, or experts otherwise than what surrounds them where
         tensor-parallel ranks hold the same tokens.
     """
-    _check(partition, fused_attention)
+    _check(model, shape, partition, fused_attention)
     build_layers = {"decoder": _decoder, "encoder": _encoder, "encoder-decoder": _encoder_decoder}[
         model.family
     ]
@@ -77,9 +77,14 @@ def build(
     return ModelGraph(model.name, embedding, blocks, layers, head, numerics)
 
 
-def _check(partition: Partition, fused_attention: bool) -> None:
-    if partition.cuts_context and not fused_attention:
-        raise MemroofError("context parallelism needs fused attention: separate kernels see whole sequences")
+def _check(model: Model, shape: Shape, partition: Partition, fused_attention: bool) -> None:
+    if partition.cuts_context:
+        if not fused_attention:
+            raise MemroofError(
+                "context parallelism needs fused attention: separate kernels see whole sequences"
+            )
+        if model.family == "encoder-decoder" or shape.phase != "forward":
+            raise MemroofError("context parallelism cuts the sequences of one stack of layers in training")
     if (
         partition.expert_axis != "tensor"
         and not partition.sequence_parallel
@@ -313,7 +318,6 @@ def _logits(
     vocabulary, compute = model.vocab_size / b.tp, b.numerics.compute
     elements = rows * vocabulary
     logits = b.tensor("logits", elements)
-    probabilities = (b.tensor("probabilities", elements, LOGIT_BYTES),) if wide else ()
 
     def product(m: Numeric, n: Numeric, k: Numeric, right: float, out: float) -> Matmul:
         return Matmul(m, n, k, 1, compute, b.width, right, out)
@@ -336,37 +340,57 @@ def _logits(
             (*again, *accumulated(b, width, vocabulary, rows)), parameters, (source,), (logits,), (source,),
         )
     )  # fmt: skip
-    statistics = Collective("all-reduce", "tensor", 3.0 * rows * 4.0)
     b.tensor("loss", rows, 4.0)
     # vocabulary-parallel cross entropy: maximum, sum of exponentials and the target's logit are reduced
-    forward, backward = _cross_entropy(elements, b.width, fused=fused_loss, wide=wide)
-    # PyTorch's log-softmax is written beside the converted logits; its gradient and theirs, in fp32, beside it
-    scratch = (0.0, 0.0) if fused_loss else (elements * LOGIT_BYTES, elements * (2.0 * LOGIT_BYTES - b.width))
-    b.add(
-        Operator(
-            "loss", (forward, statistics), (backward,), (), 0, (logits,), ("loss", *probabilities), probabilities or (logits,),
-            scratch=scratch,
-        )
-    )  # fmt: skip
+    statistics = Collective("all-reduce", "tensor", 3.0 * rows * 4.0)
+    if fused_loss:
+        _fused_loss(b, logits, elements, statistics, wide=wide)
+    else:
+        _separate_loss(b, logits, elements, statistics)
 
 
-def _cross_entropy(
-    elements: Numeric, width: float, *, fused: bool, wide: bool
-) -> tuple[Elementwise, Elementwise]:
-    """Kernels of the loss on ``elements`` logits, forward and backward.
+def _fused_loss(
+    b: BlockBuilder, logits: str, elements: Numeric, statistics: Collective, *, wide: bool
+) -> None:
+    """Two readings (maximum; exponentials and their sum) and a writing of probabilities if ``wide``, then one of each."""
+    full = elements * (LOGIT_BYTES if wide else b.width)
+    kept = b.tensor("probabilities", elements, LOGIT_BYTES) if wide else logits
+    forward = Elementwise(2.0 * full, full if wide else 0.0, 5.0 * elements)
+    backward = Elementwise(full, full, 2.0 * elements)
+    outputs = ("loss", kept) if wide else ("loss",)
+    b.add(Operator("loss", (forward, statistics), (backward,), (), 0, (logits,), outputs, (kept,)))
 
-    Fused: two readings (maximum; exponentials and their sum) and a writing, then one of each. Kernels of their own, as
-    Megatron-LM's ``vocab_parallel_cross_entropy`` has them: conversion to fp32, maximum, difference, exponential, sum and
-    quotient forward; product with the loss's gradient and conversion backward.
+
+def _separate_loss(b: BlockBuilder, logits: str, elements: Numeric, statistics: Collective) -> None:
+    """Kernels of their own, as Megatron-LM's ``vocab_parallel_cross_entropy`` and PyTorch's cross entropy have them.
+
+    Conversion to fp32, maximum, difference, exponential, sum and quotient forward; product with the loss's gradient and
+    conversion backward, in fp32. Where the vocabulary is cut, ranks exchange statistics between kernels, so that differences and
+    exponentials are tensors of their own too.
     """
-    full = elements * (LOGIT_BYTES if wide else width)
-    if fused and not wide:
-        return Elementwise(2.0 * full, 0.0, 5.0 * elements), Elementwise(full, full, 2.0 * elements)
-    if fused:
-        return Elementwise(2.0 * full, full, 5.0 * elements), Elementwise(full, full, 2.0 * elements)
-    half = elements * width
-    forward = Elementwise(half + 5.0 * full, 4.0 * full, 5.0 * elements, kernels=6)
-    return forward, Elementwise(2.0 * full, full + half, 2.0 * elements, kernels=2)
+    full, half = elements * LOGIT_BYTES, elements * b.width
+    cut = np.asarray(b.tp) > 1
+    between: Numeric = elements * np.where(cut, 1.0, 0.0) if np.ndim(cut) else elements * float(cut)
+    converted = b.tensor("logits.fp32", elements, LOGIT_BYTES)
+    differences = b.tensor("differences", between, LOGIT_BYTES)
+    exponentials = b.tensor("exponentials", between, LOGIT_BYTES)
+    probabilities = b.tensor("probabilities", elements, LOGIT_BYTES)
+
+    def add(
+        name: str, forward: Elementwise, backward: tuple[Elementwise, ...], inputs: tuple[str, ...], output: str, *saves: str
+    ) -> None:
+        reduced = (statistics,) if name == "loss.softmax" else ()
+        b.add(Operator(name, (forward, *reduced), backward, (), 0, inputs, (output,), saves))
+
+    add("loss.conversion", Elementwise(half, full), (Elementwise(full, half),), (logits,), converted)
+    add("loss.difference", Elementwise(2.0 * full, full, 2.0 * elements, kernels=2), (), (converted,), differences)
+    add("loss.exponential", Elementwise(full, full, elements), (), (differences,), exponentials)
+    add(
+        "loss.softmax", Elementwise(2.0 * full, full, 2.0 * elements, kernels=2),
+        (Elementwise(full, full, 2.0 * elements),), (converted, differences, exponentials), probabilities, probabilities,
+    )  # fmt: skip
+    nothing = Elementwise(0.0, 0.0, kernels=0)
+    add("loss", nothing, (nothing,), (probabilities,), "loss")
 
 
 def norm_has_bias(model: Model) -> bool:

@@ -21,6 +21,9 @@ from simulator.graph.routing import Routed, routed
 from simulator.graph.work import Collective, CollectiveKind, Elementwise, Matmul, Numeric, Route, Work
 from simulator.specs.model import MixtureOfExperts, Model
 
+SHARED_EXPERTS = "moe.shared"
+"""How names of operators of shared experts begin; they wait for no routed token."""
+
 
 def moe_mlp(
     b: BlockBuilder, model: Model, moe: MixtureOfExperts, source: str, target: str, *, skew: float = 0.0
@@ -76,7 +79,7 @@ def moe_mlp(
         return combined
     shared_width = moe.shared_intermediate_size or moe.num_shared_experts * width
     shared = mlp(
-        b, "moe.shared", source, "moe.shared.out", shared_width,
+        b, SHARED_EXPERTS, source, "moe.shared.out", shared_width,
         gated=model.gated_mlp, activation=model.activation, bias=False,
     )  # fmt: skip
     if moe.shared_expert_gate:

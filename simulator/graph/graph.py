@@ -161,8 +161,6 @@ class Operator:
     """Work once a step, whatever the count of micro-batches: weights cast, perturbed."""
     detached: bool = False
     """Runs forward alone and is never computed again: a frozen reference's."""
-    scratch: tuple[Numeric, Numeric] = (0, 0)
-    """Bytes that its kernels need beside its tensors while they run, forward and backward."""
 
     @property
     def cast_copy(self) -> str:

@@ -11,10 +11,10 @@ Mishra et al. 2025, arXiv:2506.08027 (MXFP8); NVIDIA 2025, arXiv:2509.25149 (NVF
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.graph.graph import FORMAT_BYTES, Numerics, Operator
-from simulator.graph.work import Elementwise, Numeric
+from simulator.graph.work import Elementwise, Numeric, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,21 @@ def cast(numerics: Numerics, elements: Numeric, *, weight: bool = False) -> tupl
     written = COPIES * elements * (recipe.weight if weight else recipe.activation)
     kernel = Elementwise(read, written, 2.0 * elements)
     return (Elementwise(read, 0.0, elements), kernel) if recipe.maximum_first else (kernel,)
+
+
+def one_copy(operator: Operator, numerics: Numerics) -> Operator:
+    """Return a quantised linear operator without weight gradient: each cast writes the one copy that is read."""
+    kernels = len(cast(numerics, 1.0))
+    if not kernels or not operator.matrices or operator.stored is None or operator.weight_gradient:
+        return operator
+
+    def halved(works: tuple[Work, ...]) -> tuple[Work, ...]:
+        last = works[kernels - 1] if len(works) >= kernels else None
+        if not isinstance(last, Elementwise):
+            return works
+        return (*works[: kernels - 1], replace(last, written=last.written / COPIES), *works[kernels:])
+
+    return replace(operator, forward=halved(operator.forward), input_gradient=halved(operator.input_gradient))
 
 
 def stored_weights(numerics: Numerics, weights: Numeric, others: Numeric = 0) -> Numeric | None:

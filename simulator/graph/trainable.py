@@ -22,6 +22,7 @@ from simulator.graph.low_rank import (
     low_rank_sparse,
     targeted,
 )
+from simulator.graph.quantise import one_copy
 from simulator.graph.work import Elementwise
 from simulator.specs.errors import MemroofError
 from simulator.specs.trainable_spec import (
@@ -65,7 +66,8 @@ def subset(graph: ModelGraph, trainable: Trainable | None, partition: Partition 
     Raises
     ------
     MemroofError
-        For a target that names nothing, more updated layers than there are, or a method that the number format forbids.
+        For a target that names nothing, more updated layers than there are, a method that the number format forbids, or biases
+        of a model that has none.
     """
     if trainable is None:
         return graph
@@ -88,6 +90,8 @@ def subset(graph: ModelGraph, trainable: Trainable | None, partition: Partition 
         found, entering = seen[key]
         layers.append(found)
     head, _ = writer.written(graph.head, _head(trainable), entering=entering)
+    if not isinstance(trainable, ForwardOnly) and not any(b.trains for b in (embedding, *blocks, head)):
+        raise MemroofError(f"strategy.trainable.method: {trainable.method} trains nothing of {graph.name}")
     return replace(graph, embedding=embedding, blocks=tuple(blocks), layers=tuple(layers), head=head)
 
 
@@ -105,6 +109,7 @@ class _Writer:
             block.name, 0, 0, self.partition, self.graph.numerics.wide, [*block.operators], {**block.tensors}
         )
         rewrite(b)
+        b.operators[:] = [one_copy(op, self.graph.numerics) for op in b.operators]
         _add_reference(b, block, self.trainable)
         return _pruned(
             replace(block, operators=tuple(b.operators), tensors=dict(b.tensors)), entering=entering

@@ -11,6 +11,7 @@ from simulator.specs.measured import MeasuredTable, read_measured
 from simulator.specs.model import LatentAttention, MixtureOfExperts, Model
 from simulator.specs.network import PairRates, Part
 from simulator.specs.offload_scenario import OffloadScenario, OffloadStrategy, OffloadWorkload
+from simulator.specs.operations import Operations
 from simulator.specs.scenario import Scenario
 from simulator.specs.serving_scenario import ServingScenario, ServingStrategy, ServingWorkload
 from simulator.specs.training_scenario import TrainingScenario, TrainingStrategy, TrainingWorkload
@@ -39,6 +40,7 @@ __all__ = [
     "OffloadScenario",
     "OffloadStrategy",
     "OffloadWorkload",
+    "Operations",
     "OperatorClass",
     "PairRates",
     "Part",

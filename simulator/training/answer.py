@@ -18,6 +18,7 @@ from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, 
 from simulator.training.lower import GATHER, REDUCTION, Lowered
 from simulator.training.passes import EXCHANGE
 from simulator.training.reliability import reliability
+from simulator.training.states import checkpoint_bytes
 from simulator.training.work import StageWork
 
 if TYPE_CHECKING:
@@ -69,10 +70,13 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
         run = scenario.workload.tokens / tokens * seconds
         metrics["run_time"] = Metric("time of the whole run", run, "seconds", speed, "lower")
     if scenario.operations is not None:
-        held = sum(float(states.weights + states.optimizer) for states in map(step.states, range(plan.pipeline)))
-        copies = plan.groups.tensor * (plan.groups.shard if scenario.strategy.zero_stage == 3 else 1)
+        copies = len(plan.table.routes)
+        size = checkpoint_bytes(
+            scenario.strategy, [step.elements(stage) for stage in range(plan.pipeline // copies)], plan.tensor,
+            plan.groups.expert * plan.groups.expert_tensor,
+        )  # fmt: skip
         metrics |= reliability(
-            seconds, plan.ranks, held * copies, scenario.operations, ranks_per_node=setup.hardware.ranks_per_node,
+            seconds, plan.ranks, float(size), scenario.operations, ranks_per_node=setup.hardware.ranks_per_node,
             samples=scenario.workload.global_batch, tokens_per_step=tokens, tokens=scenario.workload.tokens, error=speed,
         )  # fmt: skip
     busy = (float(works[busiest].time) + stages[busiest].optimizer) / seconds
@@ -272,8 +276,9 @@ def _assumptions(step: Step) -> tuple[str, ...]:
         "equal ranks simulated once",
         "fused attention" if strategy.fused_attention else "attention as separate kernels, scores kept in memory",
         "passes issued as captured graphs" if strategy.cuda_graphs else "every operator issued by the CPU (eager)",
-        "no data loading, no stragglers, no failures",
     ]  # fmt: skip
+    if step.scenario.operations is None:
+        lines.append("no data loading, no stragglers, no failures")
     if plan.tensor > 1:
         lines.append(f"tensor-parallel collectives {_TENSOR_OVERLAP[strategy.overlap_tensor_parallel]}")
     if plan.groups.replicas > 1:

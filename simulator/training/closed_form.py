@@ -6,11 +6,12 @@ module puts them side by side and adds what follows the passes: reductions, the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from simulator.training.liveness import Liveness
 from simulator.training.makespan import MessageSeconds, PassSeconds, makespan
 from simulator.training.numbers import ChunkNumbers, LayerNumbers, holdings, paired
 from simulator.training.plan import Plan
@@ -40,7 +41,8 @@ class Bodies:
                 found[key] = ChunkNumbers.of(place)
             chunks.append(found[key])
         return cls(
-            tuple(tuple(chunks[place] for place in plan.held(stage)) for stage in range(plan.pipeline)), messages
+            tuple(tuple(chunks[place] for place in plan.held(stage)) for stage in range(plan.pipeline)),
+            messages,
         )
 
 
@@ -53,7 +55,13 @@ class Answers:
 
 
 def answers(
-    plan: Plan, bodies: Bodies, tails: Sequence[Sequence[StageWork]], body: Integers, tail: Integers, *, pair: bool
+    plan: Plan,
+    bodies: Bodies,
+    tails: Sequence[Sequence[StageWork]],
+    body: Integers,
+    tail: Integers,
+    *,
+    pair: bool,
 ) -> Answers:
     """Return the answers of configurations, each a body and a tail.
 
@@ -83,7 +91,9 @@ def answers(
         unique, back = np.unique(key, return_inverse=True)
         own_body = unique // len(tails) if rows else unique
         own_tail = unique % len(tails) if rows else None
-        layers = None if own_tail is None else _layers(bodies, tails, own_body, own_tail, rows, prefetch, reshard)
+        layers = (
+            None if own_tail is None else _layers(bodies, tails, own_body, own_tail, rows, prefetch, reshard)
+        )
         ends = makespan(
             plan.table.name, plan.pipeline, plan.micro_batches, plan.table.chunks, _passes(bodies, tails, own_body, pair),
             _taken(bodies.messages, own_body), layers=layers, pair=pair,
@@ -113,7 +123,10 @@ def _passes(bodies: Bodies, tails: Sequence[Sequence[StageWork]], body: Integers
     def some(part: Part) -> Floats:
         none = np.zeros(len(body))
         return np.stack(
-            [[chunk.seconds(part)[body] if part in chunk.layers else none for chunk in stage] for stage in bodies.chunks]
+            [
+                [chunk.seconds(part)[body] if part in chunk.layers else none for chunk in stage]
+                for stage in bodies.chunks
+            ]
         )
 
     both = None
@@ -122,7 +135,9 @@ def _passes(bodies: Bodies, tails: Sequence[Sequence[StageWork]], body: Integers
         both = np.stack(
             [[[paired(a, b, occupancy)[body] for b in stage] for a in stage] for stage in bodies.chunks]
         )
-    return PassSeconds(some("forward"), some("input-gradient"), some("weight-gradient"), some("backward"), both)
+    return PassSeconds(
+        some("forward"), some("input-gradient"), some("weight-gradient"), some("backward"), both
+    )
 
 
 def _taken(messages: MessageSeconds, where: Integers) -> MessageSeconds:
@@ -145,6 +160,7 @@ def _layers(
     count = np.zeros(kinds, dtype=np.int64)
     tables: dict[tuple[int, ...], tuple[Floats, ...]] = {}
     everywhere = "all" in rows
+    bounded = any(layer.gradients for works in tails for stage in works for chunk in stage.messages for layer in chunk)
     for stage, held in enumerate(bodies.chunks):
         for index, chunk in enumerate(held):
             for number, part in enumerate(PARTS):
@@ -166,8 +182,8 @@ def _layers(
                     reduce[at], replicate[at], update[at] = reduces, replicates, updates
                 seconds = chunk.layers[part][:, body]
                 occupancy = tails[0][stage].communication.occupancy
-                compute[at] = seconds + occupancy * np.minimum(seconds, gather[at] + reduce[at])
-    return LayerSeconds(rows, compute, gather, reduce, replicate, update, count, prefetch)
+                compute[at] = seconds + occupancy * np.minimum(seconds, gather[at] * everywhere + reduce[at])
+    return LayerSeconds(rows, compute, gather, reduce, replicate, update, count, prefetch, bounded)
 
 
 def _message_table(tails: Sequence[Sequence[LayerMessages]]) -> tuple[Floats, ...]:
@@ -189,7 +205,10 @@ def _total(messages: Sequence[Message]) -> float:
 def _finished(ends: Floats, tails: Sequence[Sequence[StageWork]], tail: Integers) -> Floats:
     """Add what follows the passes of each stage: reductions, the optimizer, gathers."""
     after = np.array(
-        [[_total(stage.reduction) + stage.optimizer + _total(stage.gather) for stage in stages] for stages in tails]
+        [
+            [_total(stage.reduction) + stage.optimizer + _total(stage.gather) for stage in stages]
+            for stages in tails
+        ]
     )
     return np.asarray((ends + after.T[:, tail]).max(axis=0))
 
@@ -217,3 +236,23 @@ def _peak(
             passes = held[index].peak([_picked(chunk, body) for chunk in chunks], gathered[:, tail])
         np.maximum(peak, passes + (resident + extra)[index, tail], out=peak)
     return peak
+
+
+def _picked(memory: Liveness, where: Integers) -> Liveness:
+    parts = (memory.saved, memory.forward_peak, memory.backward_peak, memory.between)
+    return Liveness(*(np.asarray(part)[where] for part in parts))
+
+
+def _buffers(stage: StageWork, rows: frozenset[Rows], prefetch: int, reshard: bool) -> float:
+    """Bytes of parameters gathered ahead and of gradients on their way: of the layers that are under way at once."""
+    found = 0.0
+    for layers in stage.messages:
+        ahead = [layer.gathered for layer in layers] if "all" in rows and reshard else []
+        behind = [layer.gradients for layer in layers] if rows & {"all", "gradients", "final"} else []
+        found = max(found, _most(ahead, prefetch + 1) + _most(behind, 2))
+    return found
+
+
+def _most(sizes: Sequence[float], window: int) -> float:
+    """Return the largest sum of neighbours."""
+    return max((sum(sizes[start : start + window]) for start in range(len(sizes))), default=0.0)

@@ -38,11 +38,24 @@ class Liveness:
     """Kept from the input gradient until the weight gradient where these run apart: inputs and output gradients of products."""
     by_tensor: Mapping[str, Numeric] = field(default_factory=dict, repr=False)
     """``saved`` by tensor."""
-    forward_holders: Mapping[str, Numeric] = field(default_factory=dict, repr=False)
-    """All that lives in the block at the fullest moment of the forward pass."""
-    backward_holders: Mapping[str, Numeric] = field(default_factory=dict, repr=False)
     freed: Mapping[str, Numeric] = field(default_factory=dict, repr=False)
     """What of ``saved`` each operator's backward pass lets go, in execution order."""
+    forward_moments: tuple[Mapping[str, Numeric], ...] = field(default=(), repr=False)
+    """All that lives in the block while each operator runs forward, in execution order."""
+    backward_moments: tuple[Mapping[str, Numeric], ...] = field(default=(), repr=False)
+    """The same backward, repeated operators among them."""
+    output: str = ""
+    """The tensor that goes on to the next block."""
+
+    @property
+    def forward_holders(self) -> dict[str, Numeric]:
+        """All that lives in the block at the fullest moment of the forward pass, largest first [B]."""
+        return _fullest(self.forward_moments)
+
+    @property
+    def backward_holders(self) -> dict[str, Numeric]:
+        """The same of the backward pass [B]."""
+        return _fullest(self.backward_moments)
 
 
 def liveness(
@@ -73,13 +86,14 @@ def liveness(
     buffers = _Buffers(numerics, groups, placeholders)
     total = _total(saved.values())
     forward = _forward(block, saved, buffers)
+    output = "".join(_leaving(block))
     if not block.trains:
-        return Liveness(total, _excess(forward, total), 0.0, 0.0, saved, _fullest(forward))
+        return Liveness(total, _excess(forward, total), 0.0, 0.0, saved, forward_moments=forward, output=output)
     walk = _Backward(block, saved, again, buffers)
     walk.run()
+    backward = tuple(walk.moments)
     return Liveness(
-        total, _excess(forward, total), _excess(walk.moments, total), _between(block),
-        saved, _fullest(forward), _fullest(walk.moments), walk.freed,
+        total, _excess(forward, total), _excess(backward, total), _between(block), saved, walk.freed, forward, backward, output
     )  # fmt: skip
 
 
@@ -131,15 +145,10 @@ class _Buffers:
     placeholders: bool
 
     def forward(self, op: Operator) -> dict[str, Numeric]:
-        found = self._exchanged(op.name, op.forward)
-        if np.any(np.asarray(op.scratch[0]) > 0):
-            found[f"workspace of {op.name}"] = op.scratch[0]
-        return found
+        return self._exchanged(op.name, op.forward)
 
     def backward(self, op: Operator) -> dict[str, Numeric]:
         found = self._exchanged(op.name, op.backward)
-        if np.any(np.asarray(op.scratch[1]) > 0):
-            found[f"workspace of {op.name}"] = op.scratch[1]
         for work in op.input_gradient:
             if isinstance(work, Attention):
                 size = work.batch * work.heads * work.queries * work.qk_dim * ACCUMULATOR_BYTES
@@ -168,12 +177,12 @@ class _Buffers:
         return found
 
 
-Moment = tuple[Numeric, dict[str, Numeric]]
+Moment = Mapping[str, Numeric]
 
 
-def _forward(block: Block, saved: Mapping[str, Numeric], buffers: _Buffers) -> list[Moment]:
+def _forward(block: Block, saved: Mapping[str, Numeric], buffers: _Buffers) -> tuple[Moment, ...]:
     live = {name: block.tensors[name].size for name in _entering(block)}
-    return _run(block, block.operators, live, set(saved) | set(_leaving(block)), buffers)
+    return tuple(_run(block, block.operators, live, set(saved) | set(_leaving(block)), buffers))
 
 
 def _run(
@@ -183,7 +192,7 @@ def _run(
     moments: list[Moment] = []
     for index, op in enumerate(operators):
         live.update({name: block.tensors[name].size for name in op.outputs})
-        moments.append(_moment(live, buffers.forward(op)))
+        moments.append({**live, **buffers.forward(op)})
         wanted = kept.union(*(later.inputs for later in operators[index + 1 :]))
         for name in [name for name in live if name not in wanted]:
             del live[name]
@@ -222,7 +231,7 @@ class _Backward:
     def _step(self, op: Operator) -> None:
         added = {} if not op.input_gradient else self.gradients.inputs(op, self.block)
         extra = {**self.buffers.backward(op), **added}
-        self.moments.append(_moment({**self.live, **self.gradients.held()}, extra))
+        self.moments.append({**self.live, **self.gradients.held(), **extra})
 
     def _bring_back(self, name: str) -> None:
         """Run the segment that writes a tensor once more, after those that write what it reads."""
@@ -240,8 +249,8 @@ class _Backward:
                     self._bring_back(source)
         kept = set(self.live) | self._needed(self.block.operators)
         held = self.gradients.held()
-        for total, holders in _run(self.block, segment, self.live, kept, self.buffers):
-            self.moments.append((total + _total(held.values()), {**holders, **held}))
+        for moment in _run(self.block, segment, self.live, kept, self.buffers):
+            self.moments.append({**moment, **held})
 
     def _cast_again(self, name: str) -> None:
         for op in self.block.operators:
@@ -278,9 +287,10 @@ class _Gradients:
     def inputs(self, op: Operator, block: Block) -> dict[str, Numeric]:
         """Write the gradients of an operator's inputs; returns what the sum of two of one tensor needs meanwhile."""
         added: dict[str, Numeric] = {}
+        constant = {out for one in block.operators if not one.backward for out in one.outputs}
         passed_on = all(isinstance(work, Elementwise) for work in op.input_gradient)
         for place, name in enumerate(dict.fromkeys(op.inputs)):
-            if name in op.outputs:
+            if name in op.outputs or name in constant:
                 continue
             size = block.tensors[name].size
             source = self._of(op.outputs[0])
@@ -334,13 +344,8 @@ def _leaving(block: Block) -> tuple[str, ...]:
     return block.operators[-1].outputs[:1] if block.operators else ()
 
 
-def _moment(live: Mapping[str, Numeric], extra: Mapping[str, Numeric]) -> Moment:
-    holders = {**live, **extra}
-    return _total(holders.values()), holders
-
-
 def _excess(moments: Sequence[Moment], saved: Numeric) -> Numeric:
-    found: Numeric = np.maximum(_largest([total for total, _ in moments] or [0.0]) - saved, 0.0)
+    found: Numeric = np.maximum(_largest([_total(moment.values()) for moment in moments] or [0.0]) - saved, 0.0)
     return float(found) if np.ndim(found) == 0 else found
 
 
@@ -348,7 +353,7 @@ def _fullest(moments: Sequence[Moment]) -> dict[str, Numeric]:
     """Holders of the fullest moment (of the largest sum over an array's cases), largest first."""
     if not moments:
         return {}
-    _, holders = max(moments, key=lambda moment: float(np.sum(moment[0])))
+    holders = max(moments, key=lambda moment: float(np.sum(_total(moment.values()))))
     return dict(sorted(holders.items(), key=lambda item: -float(np.sum(item[1]))))
 
 

@@ -93,6 +93,7 @@ class _Lowering:
         self.forward_ran: dict[tuple[int, int, int], list[Ran]] = {}
         self.computed: list[list[int]] = [[] for _ in stages]
         self.held: dict[tuple[int, int, int, int], int] = {}
+        self.sent: list[list[list[int]]] = [[] for _ in stages]
         self.last_pass = [-1] * len(stages)
 
     # --- order of emission ------------------------------------------------------------------------------------------
@@ -229,8 +230,10 @@ class _Lowering:
         for operators, layer in zip(chunk.operators[part], chunk.order(part), strict=True):
             own = messages[layer]
             waits, gathered = self._gather(stage, row, layer, own)
+            if sends and own.gradients:
+                waits = [*waits, *self._room(stage)]
             seconds = sum(operator.time for operator in operators)
-            beside = sum(m.time for m in own.gather) * bool(waits) + sum(m.time for m in own.reduce) * sends
+            beside = sum(m.time for m in own.gather) * (gathered is not None) + sum(m.time for m in own.reduce) * sends
             slowed = communication.occupancy * min(seconds, beside)
             if self.detail:
                 scale = 1.0 + (slowed / seconds if seconds else 0.0)
@@ -268,6 +271,11 @@ class _Lowering:
         tasks = [replicas.gather(message, done[ahead : ahead + 1] if ahead >= 0 else []) for message in own.gather]
         return tasks, tasks[0]
 
+    def _room(self, stage: int) -> list[int]:
+        """Return the reductions that must be over before another layer's gradients may be made: of the layer before the last."""
+        sent = self.sent[stage]
+        return sent[-2] if len(sent) > 1 else []
+
     def _release(
         self, stage: int, row: Order, layer: int, own: LayerMessages, gathered: int | None, end: int
     ) -> None:
@@ -288,6 +296,7 @@ class _Lowering:
         messages = [*own.reduce, *(own.replicate if final else ())]
         tasks = [replicas.reduce(message, ran[1]) for message in messages]
         if own.gradients and tasks:
+            self.sent[stage].append(tasks)
             self.program.allocate(
                 self.out.memories[stage], own.gradients, "gradient buckets", at=ran[0], until=tasks, name="gradients of a layer"
             )

@@ -36,10 +36,13 @@ class LayerNumbers:
         parts = tuple(layers[0].times)
 
         def some(attribute: str) -> dict[Part, Floats]:
-            return {part: np.array([getattr(one.issued[part], attribute) for one in layers]) for part in parts}
+            return {
+                part: np.array([getattr(one.issued[part], attribute) for one in layers]) for part in parts
+            }
 
         exchange = {
-            part: np.array([float(one.times[part].by_bound.get(EXCHANGE, 0.0)) for one in layers]) for part in parts
+            part: np.array([float(one.times[part].by_bound.get(EXCHANGE, 0.0)) for one in layers])
+            for part in parts
         }
         names = ("saved", "forward_peak", "backward_peak", "between")
         memory = (np.array([float(getattr(one.memory, name)) for one in layers]) for name in names)
@@ -131,7 +134,9 @@ class Holdings:
 
 
 @lru_cache(maxsize=4096)
-def holdings(name: str, stages: int, micro_batches: int, chunks: int, *, pair: bool = False) -> tuple[Holdings, ...]:
+def holdings(
+    name: str, stages: int, micro_batches: int, chunks: int, *, pair: bool = False
+) -> tuple[Holdings, ...]:
     """Return what each stage of a schedule holds; schedules that repeat are looked at as far as they fill up."""
     step = period_of(name, stages, chunks, pair=pair)
     enough = 4 * stages + 8

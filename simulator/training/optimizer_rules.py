@@ -92,10 +92,12 @@ class Portion:
 
 
 def adam_state(weights: Weights, widths: Widths, shards: Numeric) -> Numeric:
+    """Two moments."""
     return weights.updated * 2.0 * widths.moment / shards
 
 
 def adam_update(weights: Weights, widths: Widths, portion: Portion) -> tuple[Work, ...]:
+    """Gradients and moments are read, moments and parameters written."""
     return (_moments_update(weights, widths, portion.elements, widths.moment, 18.0),)
 
 
@@ -121,19 +123,23 @@ def _quantized_width(weights: Weights) -> Numeric:
 
 
 def adam_8bit_state(weights: Weights, widths: Widths, shards: Numeric) -> Numeric:
+    """Two moments of a byte, with a scale for every block."""
     return weights.updated * 2.0 * _quantized_width(weights) / shards
 
 
 def adam_8bit_update(weights: Weights, widths: Widths, portion: Portion) -> tuple[Work, ...]:
+    """As Adam, with moments scaled back before and scaled and rounded after."""
     # 18 as for Adam; each moment is scaled back, its block's largest value found, and scaled and rounded again
     return (_moments_update(weights, widths, portion.elements, _quantized_width(weights), 30.0),)
 
 
 def sgd_state(weights: Weights, widths: Widths, shards: Numeric) -> Numeric:
+    """Momentum."""
     return weights.updated * widths.moment / shards
 
 
 def sgd_update(weights: Weights, widths: Widths, portion: Portion) -> tuple[Work, ...]:
+    """As Adam, with momentum alone."""
     return (_moments_update(weights, widths, portion.elements, widths.moment / 2.0, 6.0),)
 
 
@@ -161,6 +167,7 @@ def adafactor_update(weights: Weights, widths: Widths, portion: Portion) -> tupl
 
 
 def muon_state(weights: Weights, widths: Widths, shards: Numeric) -> Numeric:
+    """Momentum of matrices; Adam's moments of the others."""
     moments = 1.0 if weights.role == "matrix" else 2.0
     return weights.updated * moments * widths.moment / shards
 

@@ -94,15 +94,11 @@ def update_works(
         not kept), then the products.
     """
     optimizer, widths = OPTIMIZERS[strategy.optimizer], Widths.of(strategy)
-    scaled = strategy.precision == "fp16"
-    passes = Elementwise(0.0, 0.0) if strategy.optimizer_update == "layer" else None
+    passes = _gradient_passes(strategy, widths.gradient)
     works: list[Work] = []
-    portions = _portions(weights, shards)
-    for one, portion in portions:
+    for one, portion in _portions(weights, shards):
         works += optimizer.update(one, widths, portion)
-        if passes is None:
-            width = _gradient_passes(widths.gradient, scaled=scaled)
-            works.append(Elementwise(portion.elements * width, portion.elements * width))
+        works.append(Elementwise(portion.elements * passes, portion.elements * passes))
     streams = [work for work in works if isinstance(work, Elementwise)]
     merged = Elementwise(
         sum((w.read for w in streams), start=0.0),
@@ -239,10 +235,13 @@ def _portions(weights: Sequence[Weights], shards: Shards) -> list[tuple[Weights,
     return found
 
 
-def _gradient_passes(width: float, *, scaled: bool) -> float:
+def _gradient_passes(strategy: TrainingStrategy, width: float) -> float:
     """Bytes read (and as many written) for each gradient element before and after the update, as kernels of their own.
 
     The norm is read, the clipped gradient written back, the buffer zeroed for the next step; in fp16 the loss scale is
-    divided out (and infinities are looked for) first (Micikevicius et al. 2018, section 3.2).
+    divided out (and infinities are looked for) first (Micikevicius et al. 2018, section 3.2). Gradients that are not kept
+    have no norm and no buffer.
     """
-    return 2.0 * width + (width if scaled else 0.0)
+    if strategy.optimizer_update == "layer":
+        return 0.0
+    return 2.0 * width + (width if strategy.precision == "fp16" else 0.0)

@@ -27,14 +27,16 @@ CHAINS = 8
 """Orders that are annealed side by side."""
 ROUNDS = 40
 """Times that temperatures fall."""
-LADDER = 1e-2
+FIRST_TEMPERATURE = 0.3
+"""Of the hottest chain, over the mean rise of the gentlest moves."""
+LADDER = 0.1
 """Temperature of the coldest chain over that of the hottest."""
 COOLING = 1e-2
 """Temperature of the last round over that of the first."""
-FIRST_BLUR = 0.8
-"""How much the mean counts in the first round, against the slowest."""
-SHARPENING = 0.25
-"""How much it counts in the last round over the first."""
+BLUR = 0.8
+"""How much the mean of edges and groups counts against the slowest."""
+BLURRED_ROUNDS = 32
+"""Rounds after which only the slowest counts."""
 LEAST_CHANCE = 0.02
 """Of a kind of move that was of little use in the round before."""
 
@@ -273,11 +275,12 @@ def _anneal(problem: Problem, start: Integers, random: np.random.Generator, step
     if not problem.members or not problem.swaps:
         return best
     orders = np.tile(start, (CHAINS, 1))
-    temperature = _first_temperature(problem, orders, random) * LADDER ** (np.arange(CHAINS) / (CHAINS - 1))
-    cooling, sharpening = COOLING ** (1.0 / (ROUNDS - 1)), SHARPENING ** (1.0 / (ROUNDS - 1))
-    blur, quarter, per_round = FIRST_BLUR, CHAINS // 4, max(1, steps // ROUNDS)
+    ladder = LADDER ** (np.arange(CHAINS) / (CHAINS - 1))
+    temperature = FIRST_TEMPERATURE * _first_temperature(problem, orders, random) * ladder
+    cooling, quarter, per_round = COOLING ** (1.0 / (ROUNDS - 1)), CHAINS // 4, max(1, steps // ROUNDS)
     chances = np.ones(len(problem.swaps))
-    for _ in range(ROUNDS):
+    for turn in range(ROUNDS):
+        blur = BLUR if turn < BLURRED_ROUNDS else 0.0
         energy = problem.energy(orders, blur)
         useful, kinds = (
             np.ones(len(chances)),
@@ -295,17 +298,21 @@ def _anneal(problem: Problem, start: Integers, random: np.random.Generator, step
             best, least = orders[seconds.argmin()].copy(), float(seconds.min())
         ranking = np.argsort(energy, kind="stable")
         orders[ranking[-quarter:]] = orders[ranking[:quarter]]
-        temperature, blur = temperature * cooling, blur * sharpening
+        temperature = temperature * cooling
     return best
 
 
 def _first_temperature(problem: Problem, orders: Integers, random: np.random.Generator) -> float:
-    """Return the mean rise in energy that random moves cause [s]."""
-    energy = problem.energy(orders, FIRST_BLUR)
-    tried = [_moved(orders, rows, random) for rows in problem.swaps for _ in range(4)]
-    rises = np.concatenate([problem.energy(moved, FIRST_BLUR) - energy for moved in tried])
-    rising = rises[rises > 0.0]
-    return float(rising.mean()) if rising.size else max(1e-3 * float(energy.max()), 1e-30)
+    """Return the mean rise in energy that the gentlest kind of move causes [s]."""
+    energy = problem.energy(orders, BLUR)
+    means = []
+    for rows in problem.swaps:
+        rises = np.concatenate(
+            [problem.energy(_moved(orders, rows, random), BLUR) - energy for _ in range(4)]
+        )
+        if np.any(rises > 0.0):
+            means.append(float(rises[rises > 0.0].mean()))
+    return min(means) if means else max(1e-3 * float(energy.max()), 1e-30)
 
 
 def _moved(orders: Integers, rows: Integers, random: np.random.Generator) -> Integers:

@@ -47,6 +47,8 @@ class LayerSeconds:
     """(durations): layers of each pass."""
     prefetch: int = 1
     """Layers whose gathers run ahead of the one that runs; those of ``first`` rows begin at once."""
+    bounded: bool = False
+    """Whether a layer waits until the reduction of the layer before the last is over: two buffers of gradients (ZeRO-2 and -3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,8 @@ class _LayerWalk:
         self.gathered, self.reduced = np.zeros((nodes, count)), np.zeros((nodes, count))
         self.done = np.zeros((layers.prefetch + 1, stages, count))
         """Ends of the latest layers of each stage, the latest first."""
+        self.sent = np.zeros((2, stages, count))
+        """The same of their reductions."""
         rows = layers.rows
         backward = (table.part == 1) | (table.part == 3)
         self.reduces = backward & (table.final | ("gradients" in rows) | ("all" in rows))
@@ -213,24 +217,25 @@ class _LayerWalk:
             table.final[rows][:, None],
         )
         end, gather, reduce = begins[at], gathered[at], reduced[at]
-        done = self.done[:, stage]
+        done, sent = self.done[:, stage], self.sent[:, stage]
         for layer in range(int(layers.count[kinds[0]])):
             if gathers:
                 own = layers.gather[kinds, layer]
                 gather = (np.maximum(gather, done[-1]) if ahead else gather) + own
                 end = np.maximum(end, np.where(own > 0.0, gather, 0.0))
+            own = layers.reduce[kinds, layer]
+            own = np.where(reduces, np.where(final, own + layers.replicate[kinds, layer], own), 0.0)
+            sends = own > 0.0
+            if layers.bounded:
+                end = np.where(sends, np.maximum(end, sent[1]), end)
             end = end + layers.compute[kinds, layer]
             done = np.concatenate([end[None], done[:-1]])
             if reduces.any():
-                own = np.where(
-                    final,
-                    layers.reduce[kinds, layer] + layers.replicate[kinds, layer],
-                    layers.reduce[kinds, layer],
-                )
-                reduce = np.where(reduces & (own > 0.0), np.maximum(reduce, end) + own, reduce)
+                reduce = np.where(sends, np.maximum(reduce, end) + own, reduce)
+                sent = np.where(sends, np.stack([reduce, sent[0]]), sent)
                 update = layers.update[kinds, layer]
                 end = np.where(update > 0.0, np.maximum(end, reduce) + update, end)
-        self.done[:, stage] = done
+        self.done[:, stage], self.sent[:, stage] = done, sent
         ends[at], gathered[at], reduced[at] = end, gather, reduce
 
 

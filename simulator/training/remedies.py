@@ -14,11 +14,8 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
     if not isinstance(scenario, TrainingScenario):
         return
     strategy = scenario.strategy
-    if (
-        strategy.zero_stage == 0
-        and setup.hardware.size > strategy.tensor_parallel * strategy.pipeline_parallel
-    ):
-        yield Remedy("ZeRO-1: optimizer states cut over data-parallel ranks", {"strategy.zero_stage": "1"})
+    if setup.hardware.size > strategy.tensor_parallel * strategy.pipeline_parallel:
+        yield from _cut(strategy.zero_stage)
     if not strategy.fused_attention:
         yield Remedy("fused attention", {"strategy.fused_attention": "true"})
     if strategy.tensor_parallel > 1 and not strategy.sequence_parallel:
@@ -37,6 +34,18 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
     yield from _wider(
         setup, strategy.tensor_parallel, strategy.pipeline_parallel, scenario.workload.global_batch
     )
+
+
+def _cut(stage: int) -> Iterator[Remedy]:
+    """States cut over replicas, stage by stage."""
+    texts = {
+        1: "ZeRO-1: optimizer states cut over data-parallel ranks",
+        2: "ZeRO-2: gradients cut over data-parallel ranks too",
+        3: "ZeRO-3 (FSDP): parameters cut over data-parallel ranks too",
+    }
+    for further, text in texts.items():
+        if further > stage:
+            yield Remedy(text, {"strategy.zero_stage": str(further)})
 
 
 def _wider(setup: Setup, tensor: int, pipeline: int, batch: int) -> Iterator[Remedy]:

@@ -11,7 +11,9 @@ from simulator.graph import Block, Collective, ModelGraph, Partition, Shape, bui
 from simulator.graph.trainable import subset
 from simulator.specs import MemroofError, TrainingScenario
 from simulator.strategy import Outcome, Setup
+from simulator.training.allocator import cublas_workspaces, nccl_bytes
 from simulator.training.answer import outcome
+from simulator.training.liveness import gradient_placeholders
 from simulator.training.lower import lower
 from simulator.training.messages import Messenger
 from simulator.training.optimizers import Shards, update_gathers, update_works
@@ -62,8 +64,8 @@ class Step:
         self.graph: ModelGraph = self._graph()
         present = {row.part for orders in (plan.table.orders[0], plan.table.orders[-1]) for row in orders}
         self.pricer = PassPricer(
-            self.graph, self.cost, self.spans, parts=tuple(part for part in PARTS if part in present), eager=not self.strategy.cuda_graphs,
-            overlap=self.strategy.overlap_tensor_parallel,
+            self.graph, self.cost, self.spans, parts=tuple(part for part in PARTS if part in present),
+            eager=not self.strategy.cuda_graphs, overlap=self.strategy.overlap_tensor_parallel,
         )  # fmt: skip
         self._chunks: dict[tuple[tuple[int, ...], bool, bool, bool], ChunkPass] = {}
 
@@ -124,8 +126,7 @@ class Step:
         kept = chunks if some is None else tuple(self.chunk(place, repeat=False) for place in places)
         blocks = [self.blocks(place) for place in places]
         weights = self.weights(index)
-        totals = Elements.of(weights, max(float(block.trainable_parameters) for held in blocks for block in held))
-        dense, expert = (float(elements) for elements in totals.trained)
+        dense, expert = (float(elements) for elements in self.elements(index).trained)
         by_layer = strategy.optimizer_update == "layer"
         layers = tuple(tuple(self._layer(block, by_layer=by_layer) for block in held) for held in blocks)
         communication = messenger.communication
@@ -133,9 +134,10 @@ class Step:
         reduction += self._copies(index, dense + expert)
         replicate = messenger.replications(dense, expert) if communication.reduce == "end" else ()
         window = max(in_flight(plan.table.orders[index], chunk) for chunk in range(plan.table.chunks))
+        updated = messenger.updated_bytes(dense, expert)
         return StageWork(
             plan.table.orders[index], chunks, kept, (1, 1) if some is None else (window, some), layers, communication,
-            reduction + replicate, messenger.gathers(*messenger.updated_bytes(dense, expert)) if communication.gather == "end" else (),
+            reduction + replicate, messenger.gathers(*updated) if communication.gather == "end" else (),
             0.0 if by_layer else self._optimizer(weights, blocks), self.resident(index),
             self.setup.hardware.memory.capacity, strategy.overlap_expert_parallel,
         )  # fmt: skip
@@ -168,18 +170,29 @@ class Step:
 
     def resident(self, index: int) -> dict[str, float]:
         """Return the bytes that a stage holds through the whole step, by category."""
-        states = self.states(index)
-        context = float(self.cost.calibration.host.context_bytes or 0.0)
+        states, device = self.states(index), self.setup.hardware.device
+        calibration, groups = self.cost.calibration, self.plan.groups
+        ends = (id(self.graph.embedding), id(self.graph.head))
+        layers = {id(b): b for place in self.plan.held(index) for b in self.blocks(place) if id(b) not in ends}
+        joined = (groups.tensor, groups.context, groups.expert, groups.replicas, groups.pipeline)
+        channels = float(calibration.collective.occupancy or 0.0) * device.compute.units
         return {
             "weights": float(states.weights), "gradients": float(states.gradients),
-            "optimizer states": float(states.optimizer), "context": context,
+            "optimizer states": float(states.optimizer),
+            "empty gradients": float(sum(gradient_placeholders(layers.values(), self.plan.numerics).values())),
+            "workspaces": cublas_workspaces(device.architecture),
+            "communication buffers": float(nccl_bytes(sum(size > 1 for size in joined), channels)),
+            "context": float(calibration.host.context_bytes or 0.0),
         }  # fmt: skip
 
     def states(self, index: int) -> ModelStates:
         """Return a stage's model states."""
+        return model_states(self.strategy, self.elements(index), self._shards)
+
+    def elements(self, index: int) -> Elements:
+        """Return the parameters of a stage."""
         blocks = [block for place in self.plan.held(index) for block in self.blocks(place)]
-        largest = max(float(block.trainable_parameters) for block in blocks)
-        return model_states(self.strategy, Elements.of(self.weights(index), largest), self._shards)
+        return Elements.of(self.weights(index), max(float(block.trainable_parameters) for block in blocks))
 
     def boundaries(self) -> dict[tuple[int, int], Message]:
         """Return the message between every two stages that follow each other on a route, in both directions."""

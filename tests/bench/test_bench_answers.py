@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from simulator.analysis import run
+from simulator.analysis import load, run
 from simulator.cost import CostModel
 from simulator.graph import Matmul
 from simulator.specs import Catalog
+from simulator.training import simulate
 
 MEMROOF = Path(sys.executable).with_name("memroof")
 
@@ -38,6 +39,34 @@ def test_largest_published_step(benchmark) -> None:
     catalog = Catalog(environment={})
     benchmark.pedantic(lambda: run("published/korthikanti2022/1t-full", catalog=catalog), rounds=3)
     assert statistics.median(benchmark.stats.stats.data) < 1.5
+
+
+def test_event_replay_of_a_70b_step(benchmark) -> None:
+    """Llama-3 70B on 8 GPUs, 8 micro-batches, operator by operator with the memory timeline."""
+    overrides = {
+        "model": "llama3-70b", "workload.global_batch": "8", "workload.sequence": "4096", "strategy.tensor_parallel": "8",
+        "strategy.zero_stage": "0", "strategy.overlap_gradient_reduction": "false",
+    }  # fmt: skip
+    setup = load("training/llama3.1-8b-8xh100", catalog=Catalog(environment={}), overrides=overrides)
+    outcome = benchmark.pedantic(lambda: simulate(setup, detail=True), rounds=3)
+    assert outcome.timeline.n_tasks > 80 * 8 * 2 * 10
+    assert len(outcome.timeline.program.allocations) > 80 * 8 * 5
+    assert statistics.median(benchmark.stats.stats.data) < 1.0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 300e6
+
+
+def test_a_hundred_thousand_gpus(benchmark) -> None:
+    """Symmetry: 12,500 nodes, 16 stages, 781 replicas."""
+    overrides = {
+        "hardware.nodes": "12500", "workload.global_batch": "12496", "strategy.tensor_parallel": "8",
+        "strategy.pipeline_parallel": "16", "strategy.data_parallel": "781",
+    }  # fmt: skip
+    catalog = Catalog(environment={})
+    result = benchmark.pedantic(
+        lambda: run("training/llama3.1-8b-8xh100", catalog=catalog, overrides=overrides), rounds=3
+    )
+    assert result.outcome.devices > 99_000
+    assert statistics.median(benchmark.stats.stats.data) < 1.0
 
 
 def test_products_priced_at_once(benchmark) -> None:

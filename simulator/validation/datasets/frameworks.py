@@ -63,9 +63,9 @@ def _simumax_case(catalog: Catalog, row: Any) -> Case:
 
 
 def _allocated(outcome: Outcome, row: int) -> float:
-    """Return the bytes that tensors of the fullest GPU take: all but the context."""
+    """Return the bytes that PyTorch's tensors of the fullest GPU take: all but the context and NCCL's buffers."""
     fullest = max(outcome.memory, key=lambda use: use.peak)
-    return fullest.peak - fullest.by_category.get("context", 0.0)
+    return fullest.peak - sum(fullest.by_category.get(name, 0.0) for name in ("context", "communication buffers"))
 
 
 def _simumax(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, memory: bool) -> Sequence[Part]:

@@ -6,7 +6,7 @@ from simulator.cost import Breakdown, CostModel
 from simulator.cost.breakdown import Cost
 from simulator.cost.numeric import Parts
 from simulator.cost.overlap import operator_times
-from simulator.graph import Attention, Collective, Matmul, Operator
+from simulator.graph import Attention, Collective, Matmul, Operator, Partition, Shape, build
 from simulator.specs import Catalog, Span, Tier
 
 CATALOG = Catalog()
@@ -91,3 +91,35 @@ def test_a_chunk_has_tiles_of_its_own():
     # 128 rows a chunk fill no large tile: slower than one product, though nearly nothing is communicated
     assert model.operator_times(operator, spans, overlap="chunked").forward.by_class["matmul"] > whole
     assert model.operator_times(operator, spans).forward.by_class["matmul"] == pytest.approx(whole)
+
+
+def test_shared_experts_run_while_tokens_travel():
+    device = CATALOG.device("h100-sxm")
+    model = CostModel(device, CATALOG.calibration(device))
+    spans = {
+        "tensor": Span(()),
+        "expert": Span((Tier("node", 8, 450e9, 1e-6), Tier("infiniband", 8, 50e9, 5e-6))),
+    }
+    block = build(CATALOG.model("deepseek-v3"), Shape(1, 4096), Partition(1, 64)).blocks[1]
+    apart = model.block_times(block, spans)
+    beside = model.block_times(block, spans, shared_experts=True)
+    assert apart == {op.name: model.operator_times(op, spans) for op in block.operators}
+    shared = [op.name for op in block.operators if op.name.startswith("moe.shared")]
+    for part, hider in (("forward", "forward"), ("input_gradient", "backward")):
+        before, after = (sum(getattr(t, part).time for t in times.values()) for times in (apart, beside))
+        hiding = sum(getattr(apart[name], hider).time for name in shared)
+        # the exchange is longer: all of the shared experts' time hides some of it
+        assert before - after == pytest.approx(hiding)
+        assert sum(getattr(beside[n], part).hidden for n in ("moe.dispatch", "moe.combine")) >= 0.999 * hiding
+    changed = {name for name, time in beside.items() if time != apart[name]}
+    assert changed == {"moe.dispatch", "moe.combine"} or changed == {"moe.dispatch"}
+
+
+def test_a_layer_without_shared_experts_stays_as_it_is():
+    device = CATALOG.device("h100-sxm")
+    model = CostModel(device, CATALOG.calibration(device))
+    spans = {"tensor": Span(()), "expert": Span((Tier("node", 8, 450e9, 1e-6),))}
+    block = build(CATALOG.model("mixtral-8x7b"), Shape(1, 4096), Partition(1, 8)).blocks[0]
+    assert model.block_times(block, spans, shared_experts=True)["moe.dispatch"].forward.time == pytest.approx(
+        model.block_times(block, spans)["moe.dispatch"].forward.time
+    )

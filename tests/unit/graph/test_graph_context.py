@@ -122,3 +122,9 @@ def test_degrees_may_be_arrays():
 def test_what_has_no_kernel_is_refused():
     with pytest.raises(MemroofError, match="needs fused attention"):
         build(MODEL, SHAPE, Partition(1, context=2), fused_attention=False)
+    for model, shape in (
+        (MODEL, Shape(1, 64, phase="prefill")),
+        (Catalog().model("t5-11b"), Shape(1, 64, target=64)),
+    ):
+        with pytest.raises(MemroofError, match="one stack of layers in training"):
+            build(model, shape, Partition(1, context=2))

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from simulator.graph import Collective, Matmul, Partition, Shape, build, routed
-from simulator.graph.routing import dropped_share
+from simulator.graph import Collective, Matmul, Partition, Shape, build, dropped_share, routed
 from simulator.specs import Catalog, MemroofError
 
 MODEL = Catalog().model("mixtral-8x7b")
@@ -103,3 +102,20 @@ def test_copies_to_limited_nodes():
         if isinstance(w, Collective) and w.kind == "all-to-all"
     )
     assert (crossing.copies, crossing.nodes) == (2, 2)
+
+
+def test_down_projections_of_latent_attention_see_a_ranks_own_tokens():
+    model = Catalog().model("deepseek-v3")
+    for scattered, tokens in ((True, 1024), (False, 4096)):
+        operators = {
+            op.name: op for op in build(model, SHAPE, Partition(4, 1, scattered)).blocks[0].operators
+        }
+        assert {operators[name].forward[0].m for name in ("attention.q_a", "attention.kv_a")} == {tokens}
+        # what the up projections multiply is gathered: 1,536 and 512 elements, and the key that all heads share, 64
+        gathered = [
+            work.size / (4096 * 2)
+            for name in ("attention.q_b", "attention.kv_b", "attention.rotary")
+            for work in operators[name].forward
+            if isinstance(work, Collective)
+        ]
+        assert gathered == ([1536, 512, 64] if scattered else [])

@@ -16,6 +16,7 @@ from simulator.graph.trainable import subset
 from simulator.specs import Catalog, MemroofError, Model
 from simulator.specs.trainable_spec import Trainable
 
+WHOLE, TOKENS = Partition(), Shape(1, 512)
 BACKWARD = ("input_gradient", "weight_gradient")
 METHODS = (
     {"method": "full"},
@@ -39,7 +40,7 @@ def catalog() -> Catalog:
 
 
 def trained(
-    model: Model, partition: Partition = Partition(), shape: Shape = Shape(1, 512), **method: object
+    model: Model, partition: Partition = WHOLE, shape: Shape = TOKENS, **method: object
 ) -> tuple[ModelGraph, ModelGraph]:
     graph = build(model, shape, partition)
     return graph, subset(graph, TypeAdapter(Trainable).validate_python(method), partition)
