@@ -9,7 +9,7 @@ from typing import Any
 from simulator.analysis.result import Result
 from simulator.analysis.strategies import strategy
 from simulator.cost import CostModel
-from simulator.specs import Calibration, Catalog, Hardware, MeasuredTable, Scenario, read_measured
+from simulator.specs import Calibration, Catalog, Hardware, MeasuredTable, MemroofError, Scenario, read_measured
 from simulator.strategy import Setup
 
 
@@ -35,6 +35,8 @@ def load(
     MemroofError
         One line for each problem.
     """
+    if catalog is not None and overrides:
+        raise MemroofError("overrides belong to the catalog that is given: Catalog(overrides=...)")
     catalog = catalog or Catalog(overrides=overrides)
     if isinstance(scenario, (str, Path)):
         checked: Scenario = catalog.scenario(str(scenario))

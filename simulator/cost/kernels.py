@@ -173,6 +173,8 @@ class Kernels:
             efficiency = self.constants["latent_attention"]["prefill_efficiency"]
         if work.kv_bytes < work.activation_bytes:
             efficiency *= c["narrow_efficiency"]
+        if work.kernel != "latest":
+            efficiency *= c[work.kernel.replace("-", "_")]
         # a tile of queries sees its window and its own rows
         keys = smaller(work.keys, work.window + c["tile"]) if np.any(np.isfinite(work.window)) else work.keys
         size = (2.5 * work.attended_bytes if work.backward else work.attended_bytes) / work.passes

@@ -260,15 +260,16 @@ def _attention_core(
             window,
         )
         expanded = kv is not None and not prefix  # latent attention: never in the cache in this form
+        kernel = b.numerics.attention_kernel
         tail = (_product_format(b), b.width if expanded else b.numerics.kv_bytes, b.width)
         stores = shape.phase in ("prefill", "decode") and kv is None
         out = b.tensor(f"{prefix}context", rows * heads * v_dim)
         statistics = b.tensor(f"{prefix}logsumexp", rows * heads, 4.0)
         sinks = heads if model.attention_sinks else 0
-        forward: tuple[Work, ...] = (Attention(*common, decode, False, *tail, stores),)
-        backward: tuple[Work, ...] = (Attention(*common, False, True, *tail),)
+        forward: tuple[Work, ...] = (Attention(*common, decode, False, *tail, stores=stores, kernel=kernel),)
+        backward: tuple[Work, ...] = (Attention(*common, False, True, *tail, kernel=kernel),)
         if b.context is not None:
-            whole = Attention(*common, False, False, *tail)
+            whole = Attention(*common, False, False, *tail, kernel=kernel)
             forward, backward = exchanged(whole, b.context, b.partition.context_exchange)
         b.add(
             Operator(

@@ -16,7 +16,7 @@ from simulator.graph.layers import (
     mlp,
     quantised,
 )
-from simulator.graph.quantise import activation_width, scaled, weight_width
+from simulator.graph.quantise import activation_width, dispatch_width, scaled, weight_width
 from simulator.graph.routing import Routed, routed
 from simulator.graph.work import Collective, CollectiveKind, Elementwise, Matmul, Numeric, Route, Work
 from simulator.specs.model import MixtureOfExperts, Model
@@ -123,21 +123,19 @@ def _permute(
     """Sort token copies by expert (``routes`` of them arrive) or back, with the all-to-all of the expert-parallel group.
 
     A rank sorts its own copies by receiver before it sends them, and what arrives by expert.
+    With DeepSeek-V3's blocks what goes to experts (tokens forward, gradients backward) is cast before it is sent.
     Ranks that share each expert also gather what has arrived and reduce their partial outputs (Megatron-Core's all-to-all
     dispatcher); where they hold the same tokens anyway, they reduce tokens at the end.
     """
-    size, nodes = exchange.copies, b.partition.expert_nodes
-    crossing = Collective("all-to-all", "expert", size, copies=exchange.top_k, nodes=nodes)
-    again = exchange.sorts * exchange.arrived
-    works: list[Work] = [Elementwise(size, size), crossing]
-    if np.any(again):
-        works.append(Elementwise(again, again, kernels=exchange.sorts))
+    to_experts = dispatch_width(b.numerics) / b.width
+    forward, backward = (
+        _crossing(b, exchange, share) for share in ((1.0, to_experts) if reduce else (to_experts, 1.0))
+    )
     kind: CollectiveKind = "reduce-scatter" if reduce else "all-gather"
     backward_kind: CollectiveKind = "all-gather" if reduce else "reduce-scatter"
     axis = b.partition.expert_axis
-    # the backward pass goes the way back that the forward pass has sorted
-    forward = [*works] if routes is None else [Route(routes), *works]
-    backward = [*works]
+    if routes is not None:  # the backward pass goes the way back that the forward pass has sorted
+        forward.insert(0, Route(routes))
     if b.partition.sequence_parallel or axis != "tensor":
         forward.append(Collective(kind, axis, exchange.gathered))
         backward.append(Collective(backward_kind, axis, exchange.gathered))
@@ -146,6 +144,16 @@ def _permute(
     else:
         backward.append(Collective("all-reduce", axis, exchange.tokens))
     return Operator(name, tuple(forward), tuple(backward), (), 0, (source,), (target,))
+
+
+def _crossing(b: BlockBuilder, exchange: _Exchange, share: float) -> list[Work]:
+    """Sort copies by receiver, send them, sort what arrives by expert; ``share`` of their 16-bit bytes."""
+    size, again = exchange.copies * share, exchange.sorts * exchange.arrived * share
+    sent = Collective("all-to-all", "expert", size, copies=exchange.top_k, nodes=b.partition.expert_nodes)
+    works: list[Work] = [Elementwise(size, size), sent]
+    if np.any(again):
+        works.append(Elementwise(again, again, kernels=exchange.sorts))
+    return works
 
 
 def _grouped(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from simulator.graph.work import Axis, Numeric, Work
+from simulator.graph.work import AttentionKernel, Axis, Numeric, Work
 
 if TYPE_CHECKING:
     import networkx
@@ -90,6 +90,13 @@ class Numerics:
     ``compute`` of operands that somebody else has quantised."""
     narrow_parameters: bool = False
     """With ``scaling``: whether parameters of linear layers are kept in its format alone, not in 16 bits beside it."""
+
+    attention_kernel: AttentionKernel = "latest"
+    """Generation of fused attention kernels."""
+
+    any_order: bool = False
+    """With ``scaling``: whether matrix units read narrow operands transposed too (from Blackwell on), so that a tensor with one
+    scale needs one copy."""
 
     @property
     def wide(self) -> Numerics:

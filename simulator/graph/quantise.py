@@ -31,6 +31,8 @@ class Recipe:
     """:attr:`Matmul.scaled` of products: promotions of the sum at every block; 0 where matrix units scale."""
     two_directions: bool
     """Whether the two copies have scales of their own, so that one cannot be made from the other."""
+    dispatched: bool = False
+    """Whether tokens on the way to experts are cast before they are sent (DeepSeek-V3, section 3.3.3)."""
 
     @property
     def activation(self) -> float:
@@ -52,12 +54,13 @@ RECIPES: Mapping[str, Recipe] = {
     "delayed": Recipe("fp8", 0.0, 0.0, False, 0.0, False),
     "tensor": Recipe("fp8", 0.0, 0.0, True, 0.0, False),
     # 1 x 128 along the products' inner dimension; 128 x 128 serves both directions
-    "block": Recipe("fp8", 4.0 / 128, 4.0 / 128**2, False, 1.0, False),
+    "block": Recipe("fp8", 4.0 / 128, 4.0 / 128**2, False, 1.0, False, dispatched=True),
     "mxfp8": Recipe("fp8", 1.0 / 32, 1.0 / 32, False, 0.0, True),
     # one fp8 scale for 16 elements (16 x 16 weights) under an fp32 scale of the tensor, which needs its maximum
     "nvfp4": Recipe("fp4", 1.0 / 16, 1.0 / 16**2, True, 0.0, False),
 }
 COPIES = 2
+"""Of a tensor that has scales in two directions, or that matrix units must find transposed."""
 
 
 def recipe_of(numerics: Numerics) -> Recipe | None:
@@ -65,10 +68,22 @@ def recipe_of(numerics: Numerics) -> Recipe | None:
     return RECIPES.get(numerics.scaling)
 
 
+def copies(numerics: Numerics) -> int:
+    """Copies of a quantised tensor that products of a forward and a backward pass read."""
+    recipe = recipe_of(numerics)
+    return 1 if recipe and numerics.any_order and not recipe.activation_scales else COPIES
+
+
 def activation_width(numerics: Numerics) -> float:
     """Bytes of an operand of a linear layer's products [B]."""
     recipe = recipe_of(numerics)
     return recipe.activation if recipe else numerics.activation_bytes
+
+
+def dispatch_width(numerics: Numerics) -> float:
+    """Bytes of an element on its way to an expert [B]; results return in 16 bits."""
+    recipe = recipe_of(numerics)
+    return recipe.activation if recipe and recipe.dispatched else numerics.activation_bytes
 
 
 def weight_width(numerics: Numerics) -> float:
@@ -84,7 +99,7 @@ def scaled(numerics: Numerics) -> float:
 
 
 def cast(numerics: Numerics, elements: Numeric, *, weight: bool = False) -> tuple[Elementwise, ...]:
-    """Return the kernels that quantise a 16-bit tensor: both copies in one, after one for the maximum where it is needed.
+    """Return the kernels that quantise a 16-bit tensor: all copies in one, after one for the maximum where it is needed.
 
     Examples
     --------
@@ -95,7 +110,7 @@ def cast(numerics: Numerics, elements: Numeric, *, weight: bool = False) -> tupl
     if recipe is None:
         return ()
     read = elements * numerics.activation_bytes
-    written = COPIES * elements * (recipe.weight if weight else recipe.activation)
+    written = copies(numerics) * elements * (recipe.weight if weight else recipe.activation)
     kernel = Elementwise(read, written, 2.0 * elements)
     return (Elementwise(read, 0.0, elements), kernel) if recipe.maximum_first else (kernel,)
 
@@ -110,13 +125,17 @@ def one_copy(operator: Operator, numerics: Numerics) -> Operator:
         last = works[kernels - 1] if len(works) >= kernels else None
         if not isinstance(last, Elementwise):
             return works
-        return (*works[: kernels - 1], replace(last, written=last.written / COPIES), *works[kernels:])
+        return (
+            *works[: kernels - 1],
+            replace(last, written=last.written / copies(numerics)),
+            *works[kernels:],
+        )
 
     return replace(operator, forward=halved(operator.forward), input_gradient=halved(operator.input_gradient))
 
 
 def stored_weights(numerics: Numerics, weights: Numeric, others: Numeric = 0) -> Numeric | None:
-    """Bytes of a quantised layer through a step: both copies, and the 16-bit parameters unless they are kept narrow alone.
+    """Bytes of a quantised layer through a step: its copies, and the 16-bit parameters unless they are kept narrow alone.
 
     Copies stay from the first micro-batch to the last. ``others`` are biases, which nobody quantises [B].
     """
@@ -124,7 +143,7 @@ def stored_weights(numerics: Numerics, weights: Numeric, others: Numeric = 0) ->
     if recipe is None:
         return None
     parameters = 0.0 if numerics.narrow_parameters else numerics.weight_bytes
-    return weights * (parameters + COPIES * recipe.weight) + others * numerics.weight_bytes
+    return weights * (parameters + copies(numerics) * recipe.weight) + others * numerics.weight_bytes
 
 
 def gathered_bytes(operator: Operator, numerics: Numerics) -> Numeric:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Numeric = float | int | npt.NDArray[np.float64] | npt.NDArray[Any]
+AttentionKernel = Literal["latest", "flash-2", "flash-1"]
 CollectiveKind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send", "ring"]
 Axis = Literal["tensor", "context", "expert", "expert-tensor", "expert-data", "data", "replica", "pipeline"]
 Part = Literal["forward", "input-gradient", "weight-gradient"]
@@ -102,6 +103,8 @@ class Attention:
     that causal work is equal on all."""
     passes: Numeric = 1
     """Kernels one after the other that see 1/passes of the keys each (ring attention)."""
+    kernel: AttentionKernel = "latest"
+    """Generation of fused kernels outside decode."""
 
     @property
     def latent(self) -> bool:

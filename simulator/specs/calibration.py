@@ -118,6 +118,10 @@ class AttentionConstants(Spec):
     """Share of the traffic of queries, keys, values and outputs that no product hides."""
     narrow_efficiency: Number | None = None
     """Factor on the peak where the cache has fewer bytes an element than the queries."""
+    flash_2: Fraction | None = None
+    """Share of the peak efficiencies that FlashAttention-2 reaches: its instructions are those of Ampere."""
+    flash_1: Fraction | None = None
+    """The same for FlashAttention-1."""
     cache_bandwidth: Number | None = None
     """Bandwidth of the last-level cache over the memory's, for a working set that was just touched."""
     cache_share: Number | None = None

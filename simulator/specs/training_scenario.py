@@ -83,6 +83,8 @@ class TrainingStrategy(Spec):
     # --- kernels
     fused_attention: bool = True
     """FlashAttention-like kernels, which keep no scores; false: scores, softmax and dropout as separate kernels."""
+    attention_kernel: Literal["latest", "flash-2", "flash-1"] = "latest"
+    """Generation of fused attention: the best there is on the device (FlashAttention-3, cuDNN), or FlashAttention of 2023 or 2022."""
     fused_accumulation: bool = True
     """Products of weight gradients add to the sum over micro-batches (Megatron-LM from 2022 on); false: a kernel after each."""
     fused_loss: bool = True
@@ -124,6 +126,8 @@ class TrainingStrategy(Spec):
     Engine's user buffers)."""
     overlap_expert_parallel: bool = False
     """All-to-alls of one micro-batch run beside the products of another (DualPipe's pairs, dual-batch overlap)."""
+    overlap_shared_experts: bool = False
+    """Shared experts run beside the dispatch of tokens to the others (Megatron-Core)."""
     overlap_gradient_reduction: bool = False
     """Gradient buckets are reduced while the backward pass goes on."""
     overlap_parameter_gather: bool = False

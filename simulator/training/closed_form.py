@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -79,44 +80,64 @@ def answers(
         Whether passes that may run in pairs do so.
     """
     time, peak = np.empty(len(body)), np.empty(len(body))
-    groups: dict[tuple[frozenset[Rows], int, bool], list[int]] = {}
+    groups: dict[_Mode, list[int]] = {}
     for index, stages in enumerate(tails):
         groups.setdefault(_mode(stages), []).append(index)
-    for (rows, prefetch, reshard), members in groups.items():
+    for mode, members in groups.items():
         where = np.flatnonzero(np.isin(tail, members))
         if not len(where):
             continue
         # without communication beside passes all tails share the ends of a body
-        key = body[where] * len(tails) + tail[where] if rows else body[where]
+        key = body[where] * len(tails) + tail[where] if mode.rows else body[where]
         unique, back = np.unique(key, return_inverse=True)
-        own_body = unique // len(tails) if rows else unique
-        own_tail = unique % len(tails) if rows else None
-        layers = (
-            None if own_tail is None else _layers(bodies, tails, own_body, own_tail, rows, prefetch, reshard)
-        )
+        own_body = unique // len(tails) if mode.rows else unique
+        own_tail = unique % len(tails) if mode.rows else None
+        layers = None if own_tail is None else _layers(bodies, tails, own_body, own_tail, mode)
         ends = makespan(
             plan.table.name, plan.pipeline, plan.micro_batches, plan.table.chunks, _passes(bodies, tails, own_body, pair),
             _taken(bodies.messages, own_body), layers=layers, pair=pair,
         )  # fmt: skip
         time[where] = _finished(ends.reduced[:, back], tails, tail[where])
-        peak[where] = _peak(plan, bodies, tails, body[where], tail[where], rows, prefetch, reshard, pair)
+        peak[where] = _peak(plan, bodies, tails, body[where], tail[where], mode, pair)
     return Answers(time, peak)
 
 
-def _mode(stages: Sequence[StageWork]) -> tuple[frozenset[Rows], int, bool]:
-    """Return which rows communicate layer by layer under a tail, how far gathers run ahead, and whether they are repeated."""
+class _Mode(NamedTuple):
+    """How tails communicate beside passes; those of one mode are gone through together."""
+
+    rows: frozenset[Rows]
+    prefetch: int
+    reshard: bool
+    """Whether parameters are gathered again for the backward pass."""
+    bounded: bool
+    """Whether gradients have two buffers."""
+
+
+def _mode(stages: Sequence[StageWork]) -> _Mode:
     communication = stages[0].communication
     layers = [layer for stage in stages for chunk in stage.messages for layer in chunk]
+    bounded = any(layer.gradients for layer in layers)
     rows: set[Rows] = set()
     if communication.gather == "each" and any(layer.gather or layer.reduce for layer in layers):
-        return frozenset({"all"}), communication.prefetch, communication.reshard
+        return _Mode(frozenset({"all"}), communication.prefetch, communication.reshard, bounded)
     if communication.gather == "next" and any(layer.gather for layer in layers):
         rows.add("first")
     if any(layer.optimizer for layer in layers):
         rows.add("gradients")
     elif any(layer.reduce for layer in layers):
         rows.add("gradients" if communication.reduce == "each" else "final")
-    return frozenset(rows), 0, True
+    return _Mode(frozenset(rows), 0, True, bounded)
+
+
+def _sharing(stage: StageWork) -> float:
+    """Return how much longer a gather and a reduction take per second in which both are on the link of a stage."""
+    layers = [layer for chunk in stage.messages for layer in chunk]
+    messages = [m for layer in layers for m in (*layer.gather, *layer.reduce) if m.size]
+    if not messages:
+        return 0.0
+    bandwidth = max(message.bandwidth for message in messages)
+    # each gets half of the link, or what it can take
+    return max(0.0, 2.0 * max(message.rate for message in messages) / bandwidth - 1.0)
 
 
 def _passes(bodies: Bodies, tails: Sequence[Sequence[StageWork]], body: Integers, pair: bool) -> PassSeconds:
@@ -148,8 +169,7 @@ def _taken(messages: MessageSeconds, where: Integers) -> MessageSeconds:
 
 
 def _layers(
-    bodies: Bodies, tails: Sequence[Sequence[StageWork]], body: Integers, tail: Integers, rows: frozenset[Rows],
-    prefetch: int, reshard: bool,
+    bodies: Bodies, tails: Sequence[Sequence[StageWork]], body: Integers, tail: Integers, mode: _Mode
 ) -> LayerSeconds:  # fmt: skip
     """Return the layers of all passes with what they wait for and send on, as the lowering does (:mod:`lower`)."""
     stages, chunks = len(bodies.chunks), len(bodies.chunks[0])
@@ -159,8 +179,10 @@ def _layers(
     compute, gather, reduce, replicate, update = (np.zeros(shape) for _ in range(5))
     count = np.zeros(kinds, dtype=np.int64)
     tables: dict[tuple[int, ...], tuple[Floats, ...]] = {}
-    everywhere = "all" in rows
-    bounded = any(layer.gradients for works in tails for stage in works for chunk in stage.messages for layer in chunk)
+    everywhere = "all" in mode.rows
+    sharing = (
+        np.array([[_sharing(stage) for stage in works] for works in tails]).T[:, tail] if everywhere else None
+    )
     for stage, held in enumerate(bodies.chunks):
         for index, chunk in enumerate(held):
             for number, part in enumerate(PARTS):
@@ -176,14 +198,16 @@ def _layers(
                     tables[key] = _message_table(work)
                 order = slice(None) if part == "forward" else slice(None, None, -1)
                 gathers, reduces, replicates, updates = (table[order][:, tail] for table in tables[key])
-                if part == "forward" or (everywhere and reshard and part != "weight-gradient"):
+                if part == "forward" or (everywhere and mode.reshard and part != "weight-gradient"):
                     gather[at] = gathers
                 if part in GRADIENTS:
                     reduce[at], replicate[at], update[at] = reduces, replicates, updates
                 seconds = chunk.layers[part][:, body]
                 occupancy = tails[0][stage].communication.occupancy
                 compute[at] = seconds + occupancy * np.minimum(seconds, gather[at] * everywhere + reduce[at])
-    return LayerSeconds(rows, compute, gather, reduce, replicate, update, count, prefetch, bounded)
+    return LayerSeconds(
+        mode.rows, compute, gather, reduce, replicate, update, count, mode.prefetch, sharing, mode.bounded
+    )
 
 
 def _message_table(tails: Sequence[Sequence[LayerMessages]]) -> tuple[Floats, ...]:
@@ -215,13 +239,13 @@ def _finished(ends: Floats, tails: Sequence[Sequence[StageWork]], tail: Integers
 
 def _peak(
     plan: Plan, bodies: Bodies, tails: Sequence[Sequence[StageWork]], body: Integers, tail: Integers,
-    rows: frozenset[Rows], prefetch: int, reshard: bool, pair: bool,
+    mode: _Mode, pair: bool,
 ) -> Floats:  # fmt: skip
     """Return the peak of the fullest stage."""
     held = holdings(plan.table.name, plan.pipeline, plan.micro_batches, plan.table.chunks, pair=pair)
     resident = np.array([[sum(stage.resident.values()) for stage in stages] for stages in tails]).T
-    extra = np.array([[_buffers(stage, rows, prefetch, reshard) for stage in stages] for stages in tails]).T
-    keeps = "all" in rows and not reshard
+    extra = np.array([[_buffers(stage, mode) for stage in stages] for stages in tails]).T
+    keeps = "all" in mode.rows and not mode.reshard
     peak = np.zeros(len(body))
     known: dict[tuple[int, ...], Floats] = {}
     for index, chunks in enumerate(bodies.chunks):
@@ -243,13 +267,13 @@ def _picked(memory: Liveness, where: Integers) -> Liveness:
     return Liveness(*(np.asarray(part)[where] for part in parts))
 
 
-def _buffers(stage: StageWork, rows: frozenset[Rows], prefetch: int, reshard: bool) -> float:
+def _buffers(stage: StageWork, mode: _Mode) -> float:
     """Bytes of parameters gathered ahead and of gradients on their way: of the layers that are under way at once."""
     found = 0.0
     for layers in stage.messages:
-        ahead = [layer.gathered for layer in layers] if "all" in rows and reshard else []
-        behind = [layer.gradients for layer in layers] if rows & {"all", "gradients", "final"} else []
-        found = max(found, _most(ahead, prefetch + 1) + _most(behind, 2))
+        ahead = [layer.gathered for layer in layers] if "all" in mode.rows and mode.reshard else []
+        behind = [layer.gradients for layer in layers] if mode.bounded else []
+        found = max(found, _most(ahead, mode.prefetch + 1) + _most(behind, 2))
     return found
 
 

@@ -92,6 +92,8 @@ def _experts(scenario: TrainingScenario, model: Model, groups: Groups) -> Iterat
             f"strategy.expert_parallel: {ep} x {etp} ranks of each expert do not divide the {ranks} ranks of "
             f"tensor_parallel {groups.tensor} x context_parallel {groups.context} x data_parallel {groups.data}"
         )
+    if etp != groups.tensor and groups.tensor > 1 and not strategy.sequence_parallel:
+        yield f"strategy.expert_tensor_parallel: {etp} beside tensor_parallel {groups.tensor} needs sequence_parallel"
     if moe.moe_intermediate_size % etp:
         yield (
             f"strategy.expert_tensor_parallel: {etp} does not divide moe_intermediate_size {moe.moe_intermediate_size}"
@@ -126,6 +128,8 @@ def _overlaps(scenario: TrainingScenario, model: Model, groups: Groups) -> Itera
     strategy = scenario.strategy
     if strategy.overlap_tensor_parallel == "chunked" and not strategy.sequence_parallel:
         yield "strategy.overlap_tensor_parallel: chunked needs sequence_parallel"
+    if strategy.overlap_shared_experts and (model.moe is None or not model.moe.num_shared_experts or groups.expert == 1):
+        yield "strategy.overlap_shared_experts: needs a model with shared experts and expert_parallel of 2 or more"
     if strategy.overlap_expert_parallel and (model.moe is None or groups.expert == 1):
         yield "strategy.overlap_expert_parallel: needs a model with experts and expert_parallel of 2 or more"
 

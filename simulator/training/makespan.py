@@ -169,7 +169,8 @@ def _picked(layers: LayerSeconds | None, where: Integers) -> LayerSeconds | None
     if layers is None:
         return None
     names = ("compute", "gather", "reduce", "replicate", "update")
-    return replace(layers, **{name: getattr(layers, name)[..., where] for name in names})
+    sharing = None if layers.sharing is None else layers.sharing[:, where]
+    return replace(layers, sharing=sharing, **{name: getattr(layers, name)[..., where] for name in names})
 
 
 def _durations(passes: PassSeconds, *, pairs: bool) -> Floats:

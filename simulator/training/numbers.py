@@ -98,7 +98,7 @@ class ChunkNumbers:
 
 
 def paired(forward: ChunkNumbers, backward: ChunkNumbers, occupancy: float) -> Floats:
-    """Return the seconds of a forward and a backward pass that run together (:func:`simulator.training.passes.paired_seconds`)."""
+    """Return the seconds of a forward and a backward pass that run together, as :func:`.passes.paired_seconds` does."""
     exchange = forward.exchange["forward"] + backward.exchange["backward"]
     rest = forward.seconds("forward") + backward.seconds("backward") - exchange
     return np.asarray(rest + np.maximum(exchange - rest, occupancy * exchange))

@@ -136,14 +136,17 @@ class PassPricer:
         Whether the CPU issues every operator in every pass; a captured graph is issued at once.
     overlap : str
         What tensor-parallel collectives run beside: ``none``, ``backward`` products, or ``chunked`` beside their own.
+    shared_experts : bool
+        Whether shared experts run beside the dispatch to the others.
     """
 
     def __init__(
         self, graph: ModelGraph, cost: CostModel, spans: Mapping[Axis, Span], *,
         parts: tuple[Part, ...] = PARTS[:2], eager: bool = True, overlap: Overlap = "backward",
+        shared_experts: bool = False,
     ) -> None:  # fmt: skip
         self._graph, self._cost, self._spans, self._parts = graph, cost, spans, parts
-        self._overlap = overlap
+        self._overlap, self._shared_experts = overlap, shared_experts
         self._groups = {axis: span.size for axis, span in spans.items()}
         self._operator = float(cost.calibration.training.eager_operator or 0.0) if eager else 0.0
         self._layers: dict[tuple[int, frozenset[str]], LayerPass] = {}
@@ -174,10 +177,9 @@ class PassPricer:
 
     def _price(self, block: Block, again: frozenset[str]) -> LayerPass:
         priced = {
-            apart: {
-                op.name: self._cost.operator_times(op, self._spans, overlap=self._overlap, apart=apart)
-                for op in block.operators
-            }
+            apart: self._cost.block_times(
+                block, self._spans, overlap=self._overlap, apart=apart, shared_experts=self._shared_experts
+            )
             for apart in {part in ("input-gradient", "weight-gradient") for part in self._parts}
         }
         repeated = [op for op in block.operators if op.name in again]

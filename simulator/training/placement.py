@@ -27,11 +27,11 @@ CHAINS = 8
 """Orders that are annealed side by side."""
 ROUNDS = 40
 """Times that temperatures fall."""
-FIRST_TEMPERATURE = 0.3
+FIRST_TEMPERATURE = 0.1
 """Of the hottest chain, over the mean rise of the gentlest moves."""
 LADDER = 0.1
 """Temperature of the coldest chain over that of the hottest."""
-COOLING = 1e-2
+COOLING = 0.1
 """Temperature of the last round over that of the first."""
 BLUR = 0.8
 """How much the mean of edges and groups counts against the slowest."""
@@ -74,7 +74,7 @@ def place(
     hardware: Hardware,
     *,
     seed: int = 0,
-    steps: int = 8000,
+    steps: int = 6000,
     wraps: bool = False,
 ) -> Placement:
     """Place ranks on accelerators so that the groups of a step communicate in the least time.
@@ -268,13 +268,17 @@ def _swaps(grid: Integers, accelerators: int) -> list[Integers]:
 def _anneal(problem: Problem, start: Integers, random: np.random.Generator, steps: int) -> Integers:
     """Return the best order that was met, the start's own included.
 
+    Half of the chains begin with the start, the others with each accelerator followed by the nearest that is left.
+
     All chains move at once, each at a temperature of its own. After each round temperatures and blur fall, kinds of moves
     are tried as often as they were of use, and the worst chains go on from the best (population annealing).
     """
-    best, least = start, float(problem.seconds(start[None])[0])
+    near = _nearest(problem.inverse)
+    orders = np.stack([near if chain % 2 else start for chain in range(CHAINS)])
     if not problem.members or not problem.swaps:
-        return best
-    orders = np.tile(start, (CHAINS, 1))
+        return start
+    seconds = problem.seconds(orders)
+    best, least = orders[seconds.argmin()].copy(), float(seconds.min())
     ladder = LADDER ** (np.arange(CHAINS) / (CHAINS - 1))
     temperature = FIRST_TEMPERATURE * _first_temperature(problem, orders, random) * ladder
     cooling, quarter, per_round = COOLING ** (1.0 / (ROUNDS - 1)), CHAINS // 4, max(1, steps // ROUNDS)
@@ -300,6 +304,17 @@ def _anneal(problem: Problem, start: Integers, random: np.random.Generator, step
         orders[ranking[-quarter:]] = orders[ranking[:quarter]]
         temperature = temperature * cooling
     return best
+
+
+def _nearest(inverse: Floats) -> Integers:
+    """Return accelerators from the first on, each followed by the one that it reaches fastest; equal ones in order."""
+    distance = inverse.copy()
+    order: Integers = np.zeros(len(inverse), dtype=np.int64)
+    for place in range(1, len(order)):
+        here = int(order[place - 1])
+        distance[:, here] = np.inf
+        order[place] = int(distance[here].argmin())
+    return order
 
 
 def _first_temperature(problem: Problem, orders: Integers, random: np.random.Generator) -> float:

@@ -107,6 +107,7 @@ def numerics(strategy: TrainingStrategy) -> Numerics:
     return replace(
         Numerics.of(strategy.precision, strategy.precision if full else "bf16", gradients=strategy.gradient_precision),
         fused_accumulation=strategy.fused_accumulation,
+        attention_kernel=strategy.attention_kernel,
         scaling=scaling if strategy.precision in ("fp8", "fp4") else "none",
         narrow_parameters=strategy.parameter_precision in ("fp8", "fp4"),
     )

@@ -47,8 +47,10 @@ class LayerSeconds:
     """(durations): layers of each pass."""
     prefetch: int = 1
     """Layers whose gathers run ahead of the one that runs; those of ``first`` rows begin at once."""
+    sharing: Floats | None = None
+    """(stages, configurations): how much longer, per second of overlap, a gather and a reduction take that share their link."""
     bounded: bool = False
-    """Whether a layer waits until the reduction of the layer before the last is over: two buffers of gradients (ZeRO-2 and -3)."""
+    """Whether a layer waits until the reduction of the layer before the last is over: two buffers of gradients (ZeRO-2, -3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,8 @@ class _LayerWalk:
         """Ends of the latest layers of each stage, the latest first."""
         self.sent = np.zeros((2, stages, count))
         """The same of their reductions."""
+        self.began = np.zeros((stages, count))
+        """When the stream of reductions last began after it had been idle."""
         rows = layers.rows
         backward = (table.part == 1) | (table.part == 3)
         self.reduces = backward & (table.final | ("gradients" in rows) | ("all" in rows))
@@ -209,34 +213,80 @@ class _LayerWalk:
     def _walk(
         self, rows: Integers, at: Integers, begins: Floats, ends: Floats, gathered: Floats, reduced: Floats
     ) -> None:
-        table, layers, ahead = self.table, self.layers, "all" in self.layers.rows
-        stage, kinds = table.stage[rows], table.seconds[rows]
-        gathers, reduces, final = (
-            self.gathers[rows].any(),
-            self.reduces[rows][:, None],
-            table.final[rows][:, None],
-        )
-        end, gather, reduce = begins[at], gathered[at], reduced[at]
-        done, sent = self.done[:, stage], self.sent[:, stage]
-        for layer in range(int(layers.count[kinds[0]])):
-            if gathers:
-                own = layers.gather[kinds, layer]
-                gather = (np.maximum(gather, done[-1]) if ahead else gather) + own
-                end = np.maximum(end, np.where(own > 0.0, gather, 0.0))
-            own = layers.reduce[kinds, layer]
-            own = np.where(reduces, np.where(final, own + layers.replicate[kinds, layer], own), 0.0)
-            sends = own > 0.0
-            if layers.bounded:
-                end = np.where(sends, np.maximum(end, sent[1]), end)
-            end = end + layers.compute[kinds, layer]
-            done = np.concatenate([end[None], done[:-1]])
-            if reduces.any():
-                reduce = np.where(sends, np.maximum(reduce, end) + own, reduce)
-                sent = np.where(sends, np.stack([reduce, sent[0]]), sent)
-                update = layers.update[kinds, layer]
-                end = np.where(update > 0.0, np.maximum(end, reduce) + update, end)
-        self.done[:, stage], self.sent[:, stage] = done, sent
-        ends[at], gathered[at], reduced[at] = end, gather, reduce
+        table, layers = self.table, self.layers
+        kinds, stage = table.seconds[rows], table.stage[rows]
+        walk = _Streams(self, rows, stage, begins[at], gathered[at], reduced[at])
+        last = int(layers.count[kinds[0]])
+        if self.gathers[rows].any():
+            walk.ask(layers.gather[kinds, 0])
+        for layer in range(last):
+            own = np.where(walk.final, layers.replicate[kinds, layer], 0.0) + layers.reduce[kinds, layer]
+            own = np.where(walk.reduces, own, 0.0)
+            walk.compute(layers.compute[kinds, layer], own)
+            if walk.gathers and layer + 1 < last:
+                walk.ask(layers.gather[kinds, layer + 1])
+            if walk.reduces.any():
+                walk.send(own, layers.update[kinds, layer])
+        self.done[:, stage], self.sent[:, stage], self.began[stage] = walk.done, walk.sent, walk.began
+        ends[at], gathered[at], reduced[at] = walk.end, walk.gather[1], walk.reduce
+
+
+class _Streams:
+    """The three streams of the stages whose rows are gone through: kernels, gathers, reductions."""
+
+    def __init__(
+        self,
+        walk: _LayerWalk,
+        rows: Integers,
+        stage: Integers,
+        begins: Floats,
+        gathered: Floats,
+        reduced: Floats,
+    ) -> None:
+        layers = walk.layers
+        self.ahead, self.bounded = "all" in layers.rows, layers.bounded
+        self.sharing = None if layers.sharing is None else layers.sharing[stage]
+        self.gathers = bool(walk.gathers[rows].any())
+        self.reduces, self.final = walk.reduces[rows][:, None], walk.table.final[rows][:, None]
+        self.end, self.gather, self.reduce = begins, (gathered, gathered), reduced
+        self.own: Floats = np.zeros(())
+        self.done, self.sent, self.began = walk.done[:, stage], walk.sent[:, stage], walk.began[stage]
+
+    def ask(self, own: Floats) -> None:
+        """Queue the gathers of the next layer, which may begin when the layer so many before it has ended."""
+        starts = np.maximum(self.gather[1], self.done[-1]) if self.ahead else self.gather[1]
+        self.own, self.gather = own, (starts, starts + own)
+        self._share(self.began)
+
+    def compute(self, seconds: Floats, sends: Floats) -> None:
+        """Run a layer behind its gathers, and where there is room for its gradients."""
+        if self.gathers:
+            self.end = np.maximum(self.end, np.where(self.own > 0.0, self.gather[1], 0.0))
+        if self.bounded:
+            self.end = np.where(sends > 0.0, np.maximum(self.end, self.sent[1]), self.end)
+        self.end = self.end + seconds
+        self.done = np.concatenate([self.end[None], self.done[:-1]])
+
+    def send(self, own: Floats, update: Floats) -> None:
+        """Queue the reductions of a layer that has ended."""
+        sends = own > 0.0
+        starts = np.maximum(self.reduce, self.end)
+        self.began = np.where(sends & (self.end > self.reduce), self.end, self.began)
+        self.reduce = np.where(sends, starts + own, self.reduce)
+        self.sent = np.where(sends, np.stack([self.reduce, self.sent[0]]), self.sent)
+        if self.gathers:
+            self._share(np.where(sends, starts, np.inf))
+        self.end = np.where(update > 0.0, np.maximum(self.end, self.reduce) + update, self.end)
+
+    def _share(self, began: Floats) -> None:
+        """Make a gather and reductions that are on the link at once take longer, until the shorter one is over."""
+        if self.sharing is None:
+            return
+        starts, gather = self.gather
+        longer = self.sharing * np.maximum(np.minimum(gather, self.reduce) - np.maximum(starts, began), 0.0)
+        self.gather = (starts, gather + longer)
+        self.reduce = self.reduce + longer
+        self.sent = np.stack([self.sent[0] + longer, self.sent[1]])
 
 
 def _runs(counts: Integers) -> list[Integers]:

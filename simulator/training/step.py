@@ -66,6 +66,7 @@ class Step:
         self.pricer = PassPricer(
             self.graph, self.cost, self.spans, parts=tuple(part for part in PARTS if part in present),
             eager=not self.strategy.cuda_graphs, overlap=self.strategy.overlap_tensor_parallel,
+            shared_experts=self.strategy.overlap_shared_experts,
         )  # fmt: skip
         self._chunks: dict[tuple[tuple[int, ...], bool, bool, bool], ChunkPass] = {}
 

@@ -13,8 +13,9 @@ from simulator.cost import CostModel
 from simulator.graph.graph import Recompute
 from simulator.specs import Catalog, TrainingStrategy
 from simulator.training import make_plan
-from simulator.training.lower import StageWork
+from simulator.training.recomputation import recomputed
 from simulator.training.step import Step
+from simulator.training.work import StageWork
 from simulator.validation.dataset import FloatArray, Part, TableDataSet, keep, labels
 from simulator.validation.datasets.steps import Case, gpt
 
@@ -52,8 +53,8 @@ TECHNIQUES: Mapping[str, tuple[bool, Recompute]] = {
 def held(stage: StageWork) -> float:
     """Return the most bytes of activations that a stage holds at once; what recomputation brings back apart."""
     now = most = 0.0
-    for order in stage.schedule:
-        now += stage.chunks[order.chunk].saved * (1.0 if order.direction == "forward" else -1.0)
+    for row in stage.schedule:
+        now += float(stage.chunks[row.chunk].memory.saved) * (1.0 if row.part == "forward" else -1.0)
         most = max(most, now)
     return most
 
@@ -74,13 +75,14 @@ def _step(catalog: Catalog, model: str, technique: str) -> Step:
 
 def _layer(step: Step) -> float:
     """Bytes that one layer keeps of a micro-batch: what figure 7 compares, the paper's table 2."""
-    return float(step.graph.blocks[0].saved_bytes(step.strategy.recompute))
+    block = step.graph.blocks[0]
+    return float(block.saved_bytes(recomputed(block, step.strategy)))
 
 
 def _states(step: Step) -> float:
     """Bytes of weights, gradients and optimizer states of a GPU, mean over the stages: what figure 1 shows."""
     stages = range(step.plan.pipeline)
-    return sum(float(step.states(stage)[0].total) for stage in stages) / len(stages)
+    return sum(float(step.states(stage).total) for stage in stages) / len(stages)
 
 
 def _part(

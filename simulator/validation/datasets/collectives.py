@@ -77,7 +77,7 @@ class Topology(NamedTuple):
 
 
 TOPOLOGIES: Mapping[str, Topology] = {
-    "a100_dgx": Topology("a100-80gb-sxm", "dgx-a100-80gb", "", Fabric(9.1e9, 6.9e9, 14e9, 12e-6)),
+    "a100_dgx": Topology("a100-80gb-sxm", "dgx-a100-80gb", "", Fabric(9.1e9, 6.9e9, 23e9, 12e-6)),
     "h100_dgx": Topology("h100-sxm", "dgx-h100", "", Fabric(42e9, 42e9, 400e9, 5e-6)),
     "a100_pairwise_nvlink": Topology(
         "a100-80gb-pcie", "nvlink-bridge-a100", "pcie-4.0-x16", Fabric(2.75e9, 2.75e9, 11e9, 6e-6)
@@ -273,13 +273,12 @@ def _vidur_span(catalog: Catalog, topology: Topology, op: str, workers: int, loc
             tiers.extend(hardware.span(local).tiers)
     if workers > local:
         fabric = topology.fabric
-        # two accelerators share a PCIe switch and the adapter on it
         adapter = fabric.send if op == "send_recv" else fabric.reduce
         tiers.append(
             Tier(
                 "network",
                 workers // local,
-                min(adapter * -(-local // 2), fabric.node) / local,
+                min(adapter * local, fabric.node) / local,
                 fabric.latency,
             )
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,13 @@ from simulator.specs import Catalog, MemroofError, Model, TrainingStrategy
 from simulator.strategy import Outcome
 from simulator.validation.dataset import Part, TableDataSet, keep
 from simulator.validation.datasets.steps import (
-    SUBSETS,
     Case,
     Quantity,
     eight_to_a_node,
     fastest,
     least_recomputed,
     rate,
+    seconds,
     step_parts,
 )
 from simulator.validation.fit import Constant, Fit
@@ -65,7 +65,9 @@ def _simumax_case(catalog: Catalog, row: Any) -> Case:
 def _allocated(outcome: Outcome, row: int) -> float:
     """Return the bytes that PyTorch's tensors of the fullest GPU take: all but the context and NCCL's buffers."""
     fullest = max(outcome.memory, key=lambda use: use.peak)
-    return fullest.peak - sum(fullest.by_category.get(name, 0.0) for name in ("context", "communication buffers"))
+    return fullest.peak - sum(
+        fullest.by_category.get(name, 0.0) for name in ("context", "communication buffers")
+    )
 
 
 def _simumax(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, memory: bool) -> Sequence[Part]:
@@ -91,10 +93,16 @@ BRIDGE_MODELS: Mapping[str, str] = {
     "Qwen3_235B_a22B": "qwen3-235b-a22b", "DeepSeekV3": "deepseek-v3", "Kimi_K2": "kimi-k2",
 }  # fmt: skip
 BRIDGE_FORMATS: Mapping[str, tuple[str, str]] = {
-    "BF16": ("bf16", "tensor"), "FP8": ("fp8", "tensor"), "MXFP8": ("fp8", "mxfp8"),
+    "BF16": ("bf16", "tensor"), "FP8": ("fp8", "tensor"), "MXFP8": ("fp8", "mxfp8"), "NVFP4": ("fp4", "tensor"),
 }  # fmt: skip
 """Format of products and recipe of scales, by precision; FP8 alone is taken as current scaling of whole tensors."""
+DEEPSEEK_NODES = 4
+"""Groups of experts that DeepSeek-V3 routes a token to, placed as nodes (DeepSeek-AI 2024, section 2.1.2)."""
 HYBRID = "layers of Mamba-2: no operator yet"
+
+
+BRIDGE_LORA = {"method": "lora", "rank": 16, "targets": ("attention.qkv",)}
+"""Adapters of rows in LoRA, which state none: those of NVIDIA's performance recipes."""
 
 
 def _bridge_case(catalog: Catalog, row: Any) -> Case:
@@ -102,9 +110,10 @@ def _bridge_case(catalog: Catalog, row: Any) -> Case:
 
     Distributed optimizer with overlapped reduction and gather (or FSDP where the row gives its degree), gradients in bf16,
     tensor-parallel collectives that follow the tiles of products, context parallelism as a ring, experts not cut, equally
-    loaded (as the source says), interleaving where the row gives virtual stages. Recomputation is the least that fits.
-    DeepSeek-V3 has one layer more for its multi-token prediction (published FLOP a token say so), without its second pass
-    through the head.
+    loaded (as the source says) and reached with one copy of a token for each node (DeepEP, HybridEP). Interleaving where the
+    row gives virtual stages; embedding and loss count as a layer of the pipeline where that makes chunks even. Recomputation is
+    the least that fits. DeepSeek-V3 has one layer more for its multi-token prediction (published FLOP a token say so), without
+    its second pass through the head.
     """
     if row.precision not in BRIDGE_FORMATS:
         raise MemroofError(f"training in {row.precision}: no precision of a training scenario")
@@ -121,25 +130,52 @@ def _bridge_case(catalog: Catalog, row: Any) -> Case:
         options |= {"zero_stage": 3}
     else:
         options |= {"zero_stage": 1, "overlap_parameter_gather": True}
-    if row.vp > 1:
-        options |= {"schedule": "1f1b-interleaved", "virtual_stages": int(row.vp)}
+    chunks = int(row.vp) if row.vp > 1 else 1
+    if chunks > 1:
+        options |= {"schedule": "1f1b-interleaved", "virtual_stages": chunks}
+    options |= _ends_counted(model.num_hidden_layers, stages * chunks)
     if tensor > 1:
         options |= {"sequence_parallel": True, "overlap_tensor_parallel": "chunked"}
     if context > 1:
         options |= {"context_exchange": "ring"}
     if model.moe is not None:
-        options |= {"expert_parallel": int(row.ep), "expert_tensor_parallel": 1}
-    strategy = TrainingStrategy(
-        tensor_parallel=tensor, pipeline_parallel=stages, context_parallel=context,
-        data_parallel=row.n_gpus // (tensor * stages * context), micro_batch=int(row.mbs), precision=precision,
-        fp8_recipe=recipe, gradient_precision="bf16", **options,
+        options |= {
+            "expert_parallel": int(row.ep),
+            "expert_tensor_parallel": 1,
+            **_one_copy_a_node(model, int(row.ep), gpus),
+        }
+    if row.task.startswith("LoRA"):
+        options |= {"trainable": BRIDGE_LORA}
+    strategy = TrainingStrategy.model_validate(
+        {
+            "tensor_parallel": tensor, "pipeline_parallel": stages, "context_parallel": context,
+            "data_parallel": row.n_gpus // (tensor * stages * context), "micro_batch": int(row.mbs),
+            "precision": precision, "fp8_recipe": recipe, "gradient_precision": "bf16", **options,
+        }
     )  # fmt: skip
     case = Case(node, -(-row.n_gpus // gpus), model, int(row.gbs), int(row.seq_len), strategy)
     return least_recomputed(case, catalog)
 
 
+def _ends_counted(layers: int, places: int) -> dict[str, Any]:
+    """Return the split of layers in which embedding and loss stand for one each, where chunks come out even."""
+    each, left = divmod(layers + 2, places)
+    if places == 1 or left or not layers % places:
+        return {}
+    return {"layer_split": (each - 1, *(each for _ in range(places - 2)), each - 1)}
+
+
+def _one_copy_a_node(model: Model, experts: int, gpus: int) -> dict[str, Any]:
+    """Return the limit of nodes of a token: those that its experts may lie in."""
+    nodes = -(-experts // gpus)
+    moe = model.moe
+    if moe is None or nodes == 1:
+        return {}
+    allowed = DEEPSEEK_NODES if model.name.startswith("deepseek-v3") else nodes
+    return {"expert_nodes": min(allowed, nodes, moe.num_experts_per_tok)}
+
+
 def _bridge(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
-    frame = keep(frame, ~frame["task"].str.startswith("LoRA"), SUBSETS, skipped)
     frame = keep(frame, ~frame["model"].str.startswith("Nemotron"), HYBRID, skipped)
     known = frame["model"].isin(list(BRIDGE_MODELS)) & frame["system"].isin(list(BRIDGE_NODES))
     frame = keep(frame, known, "model or system is not in the catalog", skipped)
@@ -159,37 +195,57 @@ def _tokens_a_gpu(rows: pd.DataFrame, cases: Sequence[Case]) -> Quantity:
 
 AUTOMODEL_MODELS: Mapping[str, str] = {
     "DeepSeek V3 671B": "deepseek-v3", "Kimi K2": "kimi-k2", "Qwen3 MoE 30B": "qwen3-30b-a3b",
-    "GPT-OSS 20B": "gpt-oss-20b", "GPT-OSS 120B": "gpt-oss-120b", "Llama3 70B": "llama3-70b",
+    "GPT-OSS 20B": "gpt-oss-20b", "GPT-OSS 120B": "gpt-oss-120b", "Llama3 8B": "llama3-8b", "Llama3 70B": "llama3-70b",
+    "Qwen2.5 7B": "qwen2.5-7b", "Qwen2.5 32B": "qwen2.5-32b",
 }  # fmt: skip
+AUTOMODEL_LORA = {"method": "lora", "rank": 16}
+"""Adapters of rows in LoRA, which state none: rank 16 on all linear layers."""
 
 
 def _automodel_case(catalog: Catalog, row: Any) -> Case:
-    """PyTorch's FSDP2 on DGX H100: states cut over all replicas, reductions beside the backward pass, bf16.
+    """PyTorch's FSDP2 on DGX H100, reductions beside the backward pass; bf16 with gradients and moments in bf16.
 
-    A pipeline keeps gathered parameters and is run once for each accumulation of ``lbs`` sequences: the step is one of a
-    batch cut by ``grad_accum``. Experts are spread over the ranks that the row states, else over as many GPUs as there are
-    and divide them. Contexts are gathered; recomputation is the least that fits.
+    Without a pipeline, parameters are cut over all replicas. A pipeline gathers them and reduces their gradients once (as
+    ZeRO-1 does) and is run once for each accumulation of ``lbs`` sequences: the step is one of a batch cut by
+    ``grad_accum``. Experts are spread over the ranks that the row states, else over as many GPUs as there are and divide
+    them, with one copy of a token for each node (DeepEP, as the rows say). Contexts are gathered; recomputation is the least
+    that fits.
     """
-    model = catalog.model(AUTOMODEL_MODELS[row.model])
+    model = catalog.model(AUTOMODEL_MODELS[_plain(row.model)])
     tensor, stages, context = int(row.tp), int(row.pp), int(row.cp)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = (
+        {"zero_stage": 3} if stages == 1 else {"zero_stage": 1, "overlap_parameter_gather": True}
+    )
     if model.moe is not None:
         stated = str(row.ep).strip()
-        options["expert_parallel"] = (
-            int(stated) if stated.isdigit() else math.gcd(row.n_gpus, model.moe.num_experts)
-        )
-    if stages > 1 and str(row.vp).strip().isdigit() and int(row.vp) > 1:
-        options |= {"schedule": "1f1b-interleaved", "virtual_stages": int(row.vp)}
+        experts = int(float(stated)) if stated[:1].isdigit() else math.gcd(row.n_gpus, model.moe.num_experts)
+        options |= {
+            "expert_parallel": experts,
+            "expert_tensor_parallel": 1,
+            **_one_copy_a_node(model, experts, 8),
+        }
+    chunks = str(row.vp).strip()
+    if stages > 1 and chunks[:1].isdigit() and float(chunks) > 1:
+        options |= {"schedule": "1f1b-interleaved", "virtual_stages": int(float(chunks))}
     if tensor > 1:
         options |= {"sequence_parallel": True}
-    strategy = TrainingStrategy(
-        tensor_parallel=tensor, pipeline_parallel=stages, context_parallel=context,
-        data_parallel=row.n_gpus // (tensor * stages * context), micro_batch=int(row.mbs), zero_stage=3,
-        reshard_after_forward=stages == 1, overlap_gradient_reduction=True, **options,
+    if row.task == "LoRA":
+        options |= {"trainable": AUTOMODEL_LORA}
+    strategy = TrainingStrategy.model_validate(
+        {
+            "tensor_parallel": tensor, "pipeline_parallel": stages, "context_parallel": context,
+            "data_parallel": row.n_gpus // (tensor * stages * context), "micro_batch": int(row.mbs),
+            "gradient_precision": "bf16", "moment_precision": "bf16", "overlap_gradient_reduction": True, **options,
+        }
     )  # fmt: skip
     batch = int(row.gbs) // _flushes(row)
     case = Case("dgx-h100", eight_to_a_node(row.n_gpus), model, batch, int(row.seq_len), strategy)
     return least_recomputed(case, catalog)
+
+
+def _plain(name: str) -> str:
+    """Return a model's name without the count of nodes that some rows add."""
+    return name.removesuffix(" 2-node")
 
 
 def _flushes(row: Any) -> int:
@@ -198,9 +254,9 @@ def _flushes(row: Any) -> int:
 
 
 def _automodel(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
-    frame = keep(frame, frame["task"] != "LoRA", SUBSETS, skipped)
     frame = keep(frame, ~frame["model"].str.startswith("Nemotron"), HYBRID, skipped)
-    frame = keep(frame, frame["model"].isin(list(AUTOMODEL_MODELS)), "model is not in the catalog", skipped)
+    known = frame["model"].map(_plain).isin(list(AUTOMODEL_MODELS))
+    frame = keep(frame, known, "model is not in the catalog", skipped)
 
     def quantity(rows: pd.DataFrame, cases: Sequence[Case]) -> Quantity:
         flushes = [_flushes(row) for row in rows.itertuples(index=False)]
@@ -214,74 +270,114 @@ def _automodel(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> 
 
 # --- MLPerf Training ------------------------------------------------------------------------------------------------
 
-MLPERF_NODES: Mapping[str, str] = {"H100": "dgx-h100", "H200": "dgx-h200", "B200": "dgx-b200"}
-"""Nodes of eight GPUs, by what an accelerator's name holds."""
+MLPERF_NODES: Mapping[tuple[str, int], str] = {
+    ("H100", 8): "dgx-h100", ("H100", 4): "hgx-h100-4gpu", ("H200", 8): "dgx-h200", ("B200", 8): "dgx-b200",
+}  # fmt: skip
+"""Nodes by what an accelerator's name holds and how many of it a node has."""
 MLPERF_DEGREES = (1, 2, 4, 8)
+MLPERF_FP8: Mapping[str, Any] = {"precision": "fp8", "fp8_recipe": "delayed", "gradient_precision": "bf16"}
+MLPERF_LORA = {"method": "lora", "rank": 16, "targets": ("attention",), "dropout": 0.1}
+"""Adapters of the benchmark's reference: rank 16 on attention."""
+MLPERF_PACKED = 8192
+"""Tokens of a packed sequence of the LoRA benchmark."""
 
 
 def _mlperf_case(catalog: Catalog, row: Any) -> Case:
-    """GPT-3 in fp8 with delayed scales, Megatron-Core: of all layouts with the row's accumulation, the one predicted fastest.
+    """Megatron-Core in fp8 with delayed scales: of all layouts with the row's accumulation, the one predicted fastest.
 
-    Layouts are not in the table; submitters have tuned them. Distributed optimizer, everything overlapped, gradients in
-    bf16; interleaving with as many chunks as divide a stage's layers, up to six; nothing recomputed.
+    Layouts are not in the table; submitters have tuned them. Everything overlaps, gradients in bf16; GPT-3: distributed
+    optimizer, interleaving with as many chunks, up to six, as divide a stage's layers, nothing recomputed; LoRA:
+    the frozen weights in fp8 alone, micro-batches of one, tensor and context parallelism, the least recomputation that fits.
     """
-    node = next((node for key, node in MLPERF_NODES.items() if key in row.accelerator), None)
-    if node is None or row.accel_per_node != 8:
+    node = next(
+        (node for (key, count), node in MLPERF_NODES.items() if key in row.accelerator and count == row.accel_per_node), None
+    )  # fmt: skip
+    if node is None:
         raise MemroofError("system is not in the catalog")
+    layouts = _lora_layouts if "lora" in row.benchmark else _gpt3_layouts
+    return fastest(list(layouts(catalog, node, row)), catalog)
+
+
+def _gpt3_layouts(catalog: Catalog, node: str, row: Any) -> Iterator[Case]:
     model = catalog.model("gpt3-175b").model_copy(update={"vocab_size": 51_200, "dropout": False})
     gpus, batch = int(row.n_nodes * row.accel_per_node), int(row.global_batch_size)
-    cases = []
-    for micro in (1, 2, 4):
+    for micro in (1, 2):
         replicas = batch // (int(row.grad_accum) * micro)
         for tensor in MLPERF_DEGREES:
             stages, left = divmod(gpus, replicas * tensor) if replicas else (0, 1)
             if left or not stages or model.num_hidden_layers % stages:
                 continue
-            for chunks in _chunks(model.num_hidden_layers, stages):
-                strategy = _mlperf_strategy(tensor, stages, replicas, micro, chunks)
-                cases.append(Case(node, int(row.n_nodes), model, batch, 2048, strategy))
-    return fastest(cases, catalog)
+            share = model.num_hidden_layers // stages
+            chunks = max(count for count in range(1, 7) if share % count == 0)
+            options: dict[str, Any] = {
+                "zero_stage": 1,
+                "overlap_parameter_gather": True,
+                "overlap_gradient_reduction": True,
+            }
+            if stages > 1 and chunks > 1:
+                options |= {"schedule": "1f1b-interleaved", "virtual_stages": chunks}
+            if tensor > 1:
+                options |= {"sequence_parallel": True, "overlap_tensor_parallel": "chunked"}
+            strategy = TrainingStrategy(
+                tensor_parallel=tensor, pipeline_parallel=stages, data_parallel=replicas, micro_batch=micro, **options,
+                **MLPERF_FP8,
+            )  # fmt: skip
+            yield Case(node, int(row.n_nodes), model, batch, 2048, strategy)
 
 
-def _chunks(layers: int, stages: int) -> list[int]:
-    """Counts of chunks of a stage that divide its layers: one, and the most up to six."""
-    share = layers // stages
-    most = max((count for count in range(1, 7) if share % count == 0), default=1)
-    return [1] if stages == 1 else sorted({1, most})
+def _lora_layouts(catalog: Catalog, node: str, row: Any) -> Iterator[Case]:
+    model = catalog.model("llama2-70b")
+    gpus, batch = int(row.n_nodes * row.accel_per_node), int(row.global_batch_size)
+    replicas = batch // int(row.grad_accum)
+    for tensor in MLPERF_DEGREES:
+        context, left = divmod(gpus, replicas * tensor)
+        if left or not context:
+            continue
+        options: dict[str, Any] = {"overlap_gradient_reduction": True}
+        if tensor > 1:
+            options |= {"sequence_parallel": True, "overlap_tensor_parallel": "chunked"}
+        if context > 1:
+            options |= {"context_exchange": "ring"}
+        strategy = TrainingStrategy.model_validate(
+            {
+                "tensor_parallel": tensor, "context_parallel": context, "data_parallel": replicas,
+                "trainable": MLPERF_LORA, "zero_stage": 1, "parameter_precision": "fp8", **options, **MLPERF_FP8,
+            }
+        )  # fmt: skip
+        yield least_recomputed(Case(node, int(row.n_nodes), model, batch, MLPERF_PACKED, strategy), catalog)
 
 
-def _mlperf_strategy(tensor: int, stages: int, replicas: int, micro: int, chunks: int) -> TrainingStrategy:
-    options: dict[str, Any] = {"schedule": "1f1b-interleaved", "virtual_stages": chunks} if chunks > 1 else {}
-    if tensor > 1:
-        options |= {"sequence_parallel": True, "overlap_tensor_parallel": "chunked"}
-    return TrainingStrategy(
-        tensor_parallel=tensor, pipeline_parallel=stages, data_parallel=replicas, micro_batch=micro, zero_stage=1,
-        precision="fp8", fp8_recipe="delayed", gradient_precision="bf16", overlap_gradient_reduction=True,
-        overlap_parameter_gather=True, **options,
-    )  # fmt: skip
+MLPERF_SYSTEM = [
+    "submitter",
+    "system",
+    "benchmark",
+    "n_nodes",
+    "accel_per_node",
+    "accelerator",
+    "global_batch_size",
+    "grad_accum",
+]
 
 
-def _mlperf(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
-    frame = keep(frame, ~frame["benchmark"].str.contains("lora"), SUBSETS, skipped)
-    frame = keep(frame, frame["median_train_step_s"].notna(), "no time of a step", skipped)
+def _mlperf(
+    frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, benchmark: str, column: str
+) -> Sequence[Part]:
+    frame = keep(frame, frame["benchmark"] == benchmark, "another benchmark: a data set of its own", skipped)
+    frame = keep(frame, frame[column].notna(), "no time of a step", skipped)
+    frame = keep(frame, ~frame["system"].str.endswith("-POWER"), "a copy of another system's runs", skipped)
     # runs of one system are repeats: their mean is one row
-    shape = [
-        "submitter",
-        "system",
-        "benchmark",
-        "n_nodes",
-        "accel_per_node",
-        "accelerator",
-        "global_batch_size",
-        "grad_accum",
-    ]
-    if len(frame):
-        mean = frame.groupby(shape, sort=False)["median_train_step_s"].transform("mean")
-        frame = frame.assign(median_train_step_s=mean)
-        frame = keep(frame, ~frame.duplicated(shape), "repeat, averaged into its first run", skipped)
+    mean = frame.groupby(MLPERF_SYSTEM, sort=False)[column].transform("mean")
+    frame = frame.assign(**{column: mean})
+    frame = keep(frame, ~frame.duplicated(MLPERF_SYSTEM), "repeat, averaged into its first run", skipped)
+
+    def quantity(rows: pd.DataFrame, cases: Sequence[Case]) -> Quantity:
+        if column == "median_train_step_s":
+            return seconds
+        return rate(rows["global_batch_size"].to_numpy(float))
+
     return step_parts(
         frame, catalog, skipped, case=partial(_mlperf_case, catalog),
-        measured=lambda rows: rows["median_train_step_s"].to_numpy(float), groups=("system",),
+        measured=lambda rows: rows[column].to_numpy(float), quantity=quantity, groups=("system",),
     )  # fmt: skip
 
 
@@ -309,5 +405,12 @@ DATASETS = (
     TableDataSet("simumax/b200_step_time_memory.csv#memory", partial(_simumax, memory=True)),
     TableDataSet("megatron-bridge/training_throughput.csv", _bridge),
     TableDataSet("nemo-automodel/training_step_time_h100.csv", _automodel),
-    TableDataSet("mlperf-training-v4.1/llm_runs.csv", _mlperf),
+    TableDataSet(
+        "mlperf-training-v4.1/llm_runs.csv#gpt3",
+        partial(_mlperf, benchmark="gpt3", column="median_train_step_s"),
+    ),
+    TableDataSet(
+        "mlperf-training-v4.1/llm_runs.csv#lora",
+        partial(_mlperf, benchmark="llama2_70b_lora", column="median_throughput_samples_s"),
+    ),
 )

@@ -79,7 +79,8 @@ def _titan_case(catalog: Catalog, row: Any) -> Case:
     """FSDP2 with fp32 parameters, gathered in bf16 (in fp8 where float8 is on), gradients reduced in fp32, Adam.
 
     Tensor parallelism with sequence parallelism; its collectives follow the tiles of products under AsyncTP. Contexts are
-    gathered (all-gather of keys and values). Compilation fuses the loss. Selective recomputation is that of single operators, the
+    gathered (all-gather of keys and values). A pipeline gathers parameters and reduces gradients once a step, as ZeRO-1 does.
+    Compilation fuses the loss. Selective recomputation is that of single operators, the
     recipes' default, as is a pipeline of as many micro-batches as stages, interleaved with two chunks a stage where the row
     says so.
     """
@@ -87,8 +88,9 @@ def _titan_case(catalog: Catalog, row: Any) -> Case:
     tensor, stages, context, replicas = (int(getattr(row, name)) for name in ("tp", "pp", "cp", "fsdp"))
     local = int(row.local_batch)
     fp8 = "float8" in words
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"zero_stage": 3}
     if stages > 1:
+        options = {"zero_stage": 1, "overlap_gradient_reduction": True, "overlap_parameter_gather": True}
         interleaved = "nterleaved" in words
         options |= (
             {"schedule": "1f1b-interleaved", "virtual_stages": 2} if interleaved else {"schedule": "1f1b"}
@@ -102,7 +104,7 @@ def _titan_case(catalog: Catalog, row: Any) -> Case:
         }
     strategy = TrainingStrategy(
         tensor_parallel=tensor, pipeline_parallel=stages, context_parallel=context, data_parallel=replicas,
-        micro_batch=max(1, local // stages), zero_stage=3, reshard_after_forward=stages == 1,
+        micro_batch=max(1, local // stages),
         precision="fp8" if fp8 else "bf16", parameter_precision="fp32",
         fused_loss="compile" in words, **_titan_recompute(str(row.recompute)), **options,
     )  # fmt: skip

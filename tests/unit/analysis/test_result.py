@@ -207,3 +207,8 @@ def test_dram_and_flash_move_an_offload_answer() -> None:
     assert effects["host DRAM bandwidth"] > 0.01
     storage = run("offload/opt-30b-t4").sensitivity()[0]
     assert storage.figure == "flash bandwidth"
+
+
+def test_overrides_belong_to_the_catalog_that_is_given() -> None:
+    with pytest.raises(MemroofError, match=r"Catalog\(overrides=...\)"):
+        run("training/gpt3-175b-64xa100", catalog=Catalog(), overrides={"hardware.nodes": "16"})

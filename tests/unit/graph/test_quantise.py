@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from pydantic import TypeAdapter
 
 from simulator.cost import CostModel
 from simulator.graph import Collective, Elementwise, Matmul, ModelGraph, Numerics, Partition, Shape, build
 from simulator.graph.quantise import RECIPES, cast, gathered_bytes, stored_weights
+from simulator.graph.trainable import subset
 from simulator.specs import Catalog
 from simulator.specs.scenario_base import HardwareChoice
+from simulator.specs.trainable_spec import Trainable
 
 TOKENS = 8192
 FORMATS = {"delayed": "fp8", "tensor": "fp8", "block": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
@@ -47,6 +50,16 @@ def casts(works: tuple[object, ...]) -> list[Elementwise]:
 def test_bytes_of_a_cast(scaling: str, moved: float) -> None:
     kernels = cast(Numerics(scaling=scaling), 1000)
     assert sum(kernel.bytes for kernel in kernels) == pytest.approx(1000 * moved)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "kept"), [("delayed", 1), ("tensor", 1), ("block", 2), ("mxfp8", 2), ("nvfp4", 2)]
+)
+def test_units_that_read_any_order(scaling: str, kept: int) -> None:
+    """A tensor with one scale needs no transposed copy on Blackwell; blocks are scaled along one direction."""
+    numerics = Numerics(scaling=scaling, any_order=True)
+    assert cast(numerics, 1000)[-1].written == pytest.approx(kept * 1000 * RECIPES[scaling].activation)
+    assert stored_weights(numerics, 1000) == pytest.approx(1000 * (2 + kept * RECIPES[scaling].weight))
 
 
 def test_nothing_to_cast() -> None:
@@ -143,3 +156,32 @@ def test_recipes_in_time(catalog: Catalog) -> None:
     plain = seconds("none")
     assert plain / 2 < seconds("delayed") < seconds("tensor") < plain
     assert seconds("delayed") < seconds("block") < plain
+
+
+def test_tokens_reach_their_experts_narrow(catalog: Catalog) -> None:
+    """DeepSeek-V3, section 3.3.3: dispatch forward and the gradient's dispatch backward in fp8, combining in 16 bits."""
+
+    def sizes(scaling: str) -> list[float]:
+        block = graph(catalog, "deepseek-v3", scaling, Partition(1, 64)).blocks[-1]
+        exchanges = {op.name: op for op in block.operators if op.name in ("moe.dispatch", "moe.combine")}
+        return [
+            next(w.size for w in getattr(exchanges[f"moe.{name}"], part) if isinstance(w, Collective))
+            for name in ("dispatch", "combine")
+            for part in ("forward", "input_gradient")
+        ]
+
+    wide = sizes("tensor")
+    narrow = (1 + 4 / 128) / 2
+    assert wide == sizes("none")
+    assert sizes("block") == pytest.approx([wide[0] * narrow, wide[1], wide[2], wide[3] * narrow])
+
+
+def test_frozen_layers_cast_once(catalog: Catalog) -> None:
+    """Beside adapters a frozen layer needs no second copy of its input, nor of its output's gradient."""
+    full = graph(catalog, "llama3.1-8b", "tensor")
+    lora = subset(full, TypeAdapter(Trainable).validate_python({"method": "lora", "rank": 16}))
+    for block, written in ((full.blocks[0], 2 * TOKENS * 4096), (lora.blocks[1], TOKENS * 4096)):
+        qkv = next(op for op in block.operators if op.name == "attention.qkv")
+        assert [kernel.written for kernel in casts(qkv.forward)] == [0, written]
+        assert casts(qkv.input_gradient)[1].written == written * 6144 / 4096
+    assert next(op for op in lora.blocks[1].operators if op.name == "attention.qkv").saves == ()

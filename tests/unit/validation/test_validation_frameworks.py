@@ -106,7 +106,7 @@ H100 = "H100 96GB HBM2e 500W"
         (f"Llama3.1-70B,{H100},256,32,8,1,1,8192,16,,full AC,AsyncTP compile float8 tensorwise,942,",
          {"tensor_parallel": 8, "overlap_tensor_parallel": "chunked", "sequence_parallel": True, "micro_batch": 16}),
         (f"Llama3.1-405B,{H100},512,8,8,8,1,8192,32,256,full AC,FSDP+TP+PP interleaved 1F1B,128,",
-         {"pipeline_parallel": 8, "schedule": "1f1b-interleaved", "micro_batch": 4, "reshard_after_forward": False}),
+         {"pipeline_parallel": 8, "schedule": "1f1b-interleaved", "micro_batch": 4, "zero_stage": 1}),
     ],
 )  # fmt: skip
 def test_rows_of_torchtitan(values: str, expected: dict) -> None:

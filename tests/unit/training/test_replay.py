@@ -1,0 +1,50 @@
+"""A stage's tensors through the allocator."""
+
+import pytest
+
+from simulator.graph import Numerics, Partition, Shape, build
+from simulator.specs import Catalog
+from simulator.training.liveness import Liveness, chain, liveness
+from simulator.training.replay import Shards, replay
+
+GIB = 2.0**30
+BF16 = Numerics.of("bf16")
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[Liveness]:
+    model = Catalog(environment={}).model("llama3-70b").model_copy(update={"num_hidden_layers": 6})
+    graph = build(model, Shape(1, 4096), Partition(4, 1, True), BF16)
+    blocks = [graph.embedding, *(graph.blocks[kind] for kind in graph.layers), graph.head]
+    return [liveness(block, numerics=BF16, groups={"tensor": 4}) for block in blocks]
+
+
+def test_allocated_is_what_liveness_says(parts: list[Liveness]) -> None:
+    whole = chain(parts)
+    one = replay([parts], [(0, 0, "forward"), (0, 0, "backward")], [GIB])
+    peak = float(whole.saved + max(whole.forward_peak, whole.backward_peak))  # type: ignore[operator]
+    assert one.allocated == pytest.approx(GIB + peak, rel=2e-3)
+    assert one.reserved > one.allocated
+    # another micro-batch in flight
+    order = [(0, 0, "forward"), (0, 1, "forward"), (0, 0, "backward"), (0, 1, "backward")]
+    two = replay([parts], order, [GIB])  # type: ignore[arg-type]
+    assert two.allocated - one.allocated == pytest.approx(float(whole.saved), rel=1e-2)
+
+
+def test_a_third_step_changes_nothing(parts: list[Liveness]) -> None:
+    order = [(0, 0, "forward"), (0, 0, "backward")]
+    late = [2e7] * 40
+    two, three = (replay([parts], order, [GIB], late, steps=steps) for steps in (2, 3))  # type: ignore[arg-type]
+    assert two == three
+    assert two.allocated >= GIB + sum(late)
+
+
+def test_gathered_parameters_and_reduced_gradients(parts: list[Liveness]) -> None:
+    order = [(0, 0, "forward"), (0, 0, "backward")]
+    plain = replay([parts], order, [GIB])  # type: ignore[arg-type]
+    shards = [Shards(GIB, GIB, 2 * GIB, (GIB / 8, GIB / 8)) for _ in parts]
+    cut = replay([parts], order, [GIB], shards=[shards])  # type: ignore[arg-type]
+    whole = chain(parts)
+    # at the head: its parameters and the next block's, gathered; at the end: gradients of all blocks and one being reduced
+    assert cut.allocated >= plain.allocated + GIB
+    assert cut.allocated <= GIB + float(whole.saved) + 9 * GIB
