@@ -166,6 +166,8 @@ class Operator:
     """Bytes of its weights through a step, all copies in all formats; parameters as the graph's numerics keep them if absent."""
     step: tuple[Work, ...] = ()
     """Work once a step, whatever the count of micro-batches: weights cast, perturbed."""
+    formed: Numeric = 0
+    """Bytes of weights that it forms from what is stored, one matrix at a time, and drops behind each product."""
     detached: bool = False
     """Runs forward alone and is never computed again: a frozen reference's."""
 

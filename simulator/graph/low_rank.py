@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from simulator.graph.graph import Matrix, Operator
 from simulator.graph.layers import MASK_BYTES, BlockBuilder, accumulated
 from simulator.graph.work import Collective, Elementwise, Matmul, Numeric, Work
@@ -139,6 +141,7 @@ def in_four_bits(b: BlockBuilder, op: Operator, block: int, *, double: bool) -> 
         forward=(unpack, *op.forward),
         input_gradient=(unpack, *op.input_gradient) if op.input_gradient else (),
         stored=packed + (op.parameters - weights) * b.numerics.weight_bytes,
+        formed=_largest(op) * wide,
     )
 
 
@@ -182,7 +185,16 @@ def low_rank_sparse(b: BlockBuilder, op: Operator, rank: int, density: float) ->
         parameters=parameters,
         stored=parameters * b.numerics.weight_bytes + nonzeros * INDEX_BYTES,
         matrices=factors,
+        formed=_largest(op) * width,
     )
+
+
+def _largest(op: Operator) -> Numeric:
+    """Elements of an operator's largest matrix."""
+    largest: Numeric = op.matrices[0].elements
+    for matrix in op.matrices[1:]:
+        largest = np.maximum(largest, matrix.elements)
+    return largest
 
 
 def _product(op: Operator) -> Matmul:

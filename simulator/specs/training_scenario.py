@@ -45,6 +45,10 @@ class TrainingStrategy(Spec):
     heads for positions exchanged before and after it (DeepSpeed-Ulysses)."""
     rank_order: Literal["tp-cp-dp-pp", "tp-cp-pp-dp"] = "tp-cp-dp-pp"
     """Neighbours first: which groups lie inside a node."""
+    placement: Literal["order", "annealed"] = "order"
+    """Which accelerator each rank runs on: rank i on accelerator i, or what simulated annealing over the rates of pairs finds."""
+    placement_seed: Natural = 0
+    """Of the random moves of ``placement: annealed``; the same seed gives the same placement."""
     layer_split: tuple[Natural, ...] | None = None
     """Layers of each model chunk in the order in which a micro-batch passes them; as even as possible if absent."""
     expert_capacity: Annotated[float, Field(ge=1.0)] | None = None

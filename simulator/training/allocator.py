@@ -8,7 +8,7 @@ References: PyTorch, *CUDA semantics, memory management* and ``c10/cuda/CUDACach
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,8 @@ NCCL_LOW_LATENCY = 512 * KIB + 1200 * KIB
 
 def rounded(size: Numeric) -> Numeric:
     """Return the bytes that an allocation takes of its segment [B]."""
-    return BLOCK * np.maximum(ceil(size / BLOCK), 1.0)
+    blocks: Numeric = np.maximum(ceil(size / BLOCK), 1.0)
+    return BLOCK * blocks
 
 
 def segment_bytes(size: Numeric) -> Numeric:
@@ -98,7 +99,7 @@ class Allocation:
 
 
 class CachingAllocator:
-    """PyTorch's caching allocator on one stream: best fit, split where enough is left, free neighbours joined, nothing returned."""
+    """PyTorch's caching allocator on one stream: best fit, split where enough is left, free neighbours joined, all kept."""
 
     def __init__(self) -> None:
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
@@ -181,11 +182,3 @@ class CachingAllocator:
     def _forget(self, block: _Block) -> None:
         pool = self._free[block.small]
         del pool[bisect_left(pool, (block.size, block.place))]
-
-
-def allocations(sizes: Iterable[float]) -> Allocation:
-    """Return what tensors that stay take."""
-    allocator = CachingAllocator()
-    for size in sizes:
-        allocator.allocate(size)
-    return allocator.used

@@ -176,7 +176,9 @@ def _layers(
     longest = max(len(one) for stage in bodies.chunks for chunk in stage for one in chunk.layers.values())
     kinds = stages * chunks * len(PARTS)
     shape = (kinds, longest, len(body))
-    compute, gather, reduce, replicate, update = (np.zeros(shape) for _ in range(5))
+    compute, gather, reduce, replicate, update, gather_latency, reduce_latency = (
+        np.zeros(shape) for _ in range(7)
+    )
     count = np.zeros(kinds, dtype=np.int64)
     tables: dict[tuple[int, ...], tuple[Floats, ...]] = {}
     everywhere = "all" in mode.rows
@@ -197,16 +199,30 @@ def _layers(
                 if key not in tables:
                     tables[key] = _message_table(work)
                 order = slice(None) if part == "forward" else slice(None, None, -1)
-                gathers, reduces, replicates, updates = (table[order][:, tail] for table in tables[key])
+                gathers, reduces, replicates, updates, waits, delays = (
+                    table[order][:, tail] for table in tables[key]
+                )
                 if part == "forward" or (everywhere and mode.reshard and part != "weight-gradient"):
-                    gather[at] = gathers
+                    gather[at], gather_latency[at] = gathers, waits
                 if part in GRADIENTS:
                     reduce[at], replicate[at], update[at] = reduces, replicates, updates
+                    reduce_latency[at] = delays
                 seconds = chunk.layers[part][:, body]
                 occupancy = tails[0][stage].communication.occupancy
                 compute[at] = seconds + occupancy * np.minimum(seconds, gather[at] * everywhere + reduce[at])
     return LayerSeconds(
-        mode.rows, compute, gather, reduce, replicate, update, count, mode.prefetch, sharing, mode.bounded
+        mode.rows,
+        compute,
+        gather,
+        reduce,
+        replicate,
+        update,
+        count,
+        mode.prefetch,
+        gather_latency,
+        reduce_latency,
+        sharing,
+        mode.bounded,
     )
 
 
@@ -219,6 +235,7 @@ def _message_table(tails: Sequence[Sequence[LayerMessages]]) -> tuple[Floats, ..
     return (
         some(lambda layer: _total(layer.gather)), some(lambda layer: _total(layer.reduce)),
         some(lambda layer: _total(layer.replicate)), some(lambda layer: layer.optimizer),
+        some(lambda layer: sum(m.latency for m in layer.gather)), some(lambda layer: sum(m.latency for m in layer.reduce)),
     )  # fmt: skip
 
 
@@ -257,7 +274,7 @@ def _peak(
             gathered = np.array([
                 [sum(layer.gathered for layer in messages) for messages in works[index].messages] for works in tails
             ]).T  # fmt: skip
-            passes = held[index].peak([_picked(chunk, body) for chunk in chunks], gathered[:, tail])
+            passes = held[index].peak([_picked(chunk.memory, body) for chunk in chunks], gathered[:, tail])
         np.maximum(peak, passes + (resident + extra)[index, tail], out=peak)
     return peak
 

@@ -119,6 +119,8 @@ def _states(scenario: TrainingScenario, groups: Groups) -> Iterator[str]:
             f"strategy.overlap_parameter_gather: needs zero_stage 1 or 2, found {strategy.zero_stage} "
             f"({'its gathers always overlap' if strategy.zero_stage else 'nothing is gathered'})"
         )
+    if strategy.recompute == "optimal" and (strategy.recompute_layers is not None or strategy.recompute_operators):
+        yield "strategy.recompute: optimal chooses layers and operators itself; leave out recompute_layers and _operators"
     for name in ("recompute_layers", "recompute_micro_batches"):
         if getattr(strategy, name) is not None and strategy.recompute == "none" and not strategy.recompute_operators:
             yield f"strategy.{name}: nothing is recomputed; set recompute"
@@ -128,6 +130,10 @@ def _overlaps(scenario: TrainingScenario, model: Model, groups: Groups) -> Itera
     strategy = scenario.strategy
     if strategy.overlap_tensor_parallel == "chunked" and not strategy.sequence_parallel:
         yield "strategy.overlap_tensor_parallel: chunked needs sequence_parallel"
+    if strategy.compression.gradients and groups.replicas == 1:
+        yield "strategy.compression.gradients: one replica exchanges no gradients"
+    if strategy.compression.boundaries and groups.pipeline == 1:
+        yield "strategy.compression.boundaries: needs pipeline_parallel of 2 or more"
     if strategy.overlap_shared_experts and (model.moe is None or not model.moe.num_shared_experts or groups.expert == 1):
         yield "strategy.overlap_shared_experts: needs a model with shared experts and expert_parallel of 2 or more"
     if strategy.overlap_expert_parallel and (model.moe is None or groups.expert == 1):

@@ -88,7 +88,9 @@ def liveness(
     forward = _forward(block, saved, buffers)
     output = "".join(_leaving(block))
     if not block.trains:
-        return Liveness(total, _excess(forward, total), 0.0, 0.0, saved, forward_moments=forward, output=output)
+        return Liveness(
+            total, _excess(forward, total), 0.0, 0.0, saved, forward_moments=forward, output=output
+        )
     walk = _Backward(block, saved, again, buffers)
     walk.run()
     backward = tuple(walk.moments)
@@ -121,8 +123,8 @@ def chain(parts: Iterable[Liveness]) -> Liveness:
 def gradient_placeholders(blocks: Iterable[Block], numerics: Numerics) -> dict[str, Numeric]:
     """Return the empty gradients that fused accumulation keeps for the autograd engine [B], by first operator of a shape.
 
-    Where products add to the sums of gradients themselves, autograd still wants a gradient of each weight. Transformer Engine hands
-    it one tensor for each shape, in the format of activations, and never frees it (``get_dummy_wgrad``, release 1.9 and later).
+    Where products add to the sums of gradients themselves, autograd still wants a gradient of each weight. Transformer Engine
+    hands it one tensor for each shape, in the format of activations, and never frees it (``get_dummy_wgrad``).
     """
     found: dict[tuple[object, ...], tuple[str, Numeric]] = {}
     if not numerics.fused_accumulation:
@@ -133,7 +135,7 @@ def gradient_placeholders(blocks: Iterable[Block], numerics: Numerics) -> dict[s
                 if isinstance(work, Matmul):
                     shape = (*np.ravel(np.asarray(work.m)).tolist(), *np.ravel(np.asarray(work.n)).tolist())
                     found.setdefault(shape, (op.name, work.m * work.n * numerics.activation_bytes))
-    return {name: size for name, size in found.values()}
+    return dict(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,7 @@ class _Backward:
         self.gradients = _Gradients()
         self.moments: list[Moment] = []
         self.freed: dict[str, Numeric] = {}
+        self.remaining: Sequence[Operator] = block.operators
         names = {op.name for op in block.recomputed(again)}
         self.segments = _segments(block, names)
 
@@ -221,6 +224,7 @@ class _Backward:
             self.gradients.write(name, self.block.tensors[name].size)
         for index in range(len(operators) - 1, -1, -1):
             op = operators[index]
+            self.remaining = operators[: index + 1]
             for name in op.saves if op.backward else ():
                 self._bring_back(name)
             if op.backward:
@@ -247,7 +251,7 @@ class _Backward:
             for source in op.inputs:
                 if source not in written:
                     self._bring_back(source)
-        kept = set(self.live) | self._needed(self.block.operators)
+        kept = set(self.live) | self._needed(self.remaining)
         held = self.gradients.held()
         for moment in _run(self.block, segment, self.live, kept, self.buffers):
             self.moments.append({**moment, **held})
@@ -263,6 +267,8 @@ class _Backward:
         return found | {name for part in self.segments for op in part for name in op.inputs}
 
     def _drop(self, op: Operator, before: Sequence[Operator]) -> None:
+        # whoever needs what a segment writes comes behind its first operator
+        self.segments = [part for part in self.segments if part[0] is not op]
         needed = self._needed(before)
         gone = [name for name in self.live if name not in needed]
         freed = _total(self.saved.get(name, 0.0) for name in gone)
@@ -345,7 +351,9 @@ def _leaving(block: Block) -> tuple[str, ...]:
 
 
 def _excess(moments: Sequence[Moment], saved: Numeric) -> Numeric:
-    found: Numeric = np.maximum(_largest([_total(moment.values()) for moment in moments] or [0.0]) - saved, 0.0)
+    found: Numeric = np.maximum(
+        _largest([_total(moment.values()) for moment in moments] or [0.0]) - saved, 0.0
+    )
     return float(found) if np.ndim(found) == 0 else found
 
 

@@ -168,9 +168,12 @@ class _Result:
 def _picked(layers: LayerSeconds | None, where: Integers) -> LayerSeconds | None:
     if layers is None:
         return None
-    names = ("compute", "gather", "reduce", "replicate", "update")
-    sharing = None if layers.sharing is None else layers.sharing[:, where]
-    return replace(layers, sharing=sharing, **{name: getattr(layers, name)[..., where] for name in names})
+    names: tuple[str, ...] = ("compute", "gather", "reduce", "replicate", "update")
+    names += ("gather_latency", "reduce_latency", "sharing")
+    given = {name: getattr(layers, name) for name in names}
+    return replace(
+        layers, **{name: None if array is None else array[..., where] for name, array in given.items()}
+    )
 
 
 def _durations(passes: PassSeconds, *, pairs: bool) -> Floats:

@@ -8,10 +8,12 @@ from functools import cached_property
 import numpy as np
 
 from simulator.cost import CostModel, collective_traffic
+from simulator.cost.codec import compressed
 from simulator.graph import FORMAT_BYTES, Block, Collective
 from simulator.graph.quantise import gathered_bytes
 from simulator.graph.work import CollectiveKind
 from simulator.specs import Hardware, Span, TrainingStrategy
+from simulator.specs.trainable_spec import Codec
 from simulator.training.plan import Plan
 from simulator.training.work import Communication, LayerMessages, Message
 
@@ -65,7 +67,8 @@ class Messenger:
         plan, strategy = self.plan, self.strategy
         scattered = strategy.sequence_parallel or strategy.optimize_pipeline_transfer
         span = plan.groups.boundary(self.hardware, sender, receiver)
-        message = self.message("send", size / plan.tensor if scattered else size, span)
+        sent = size / plan.tensor if scattered else size
+        message = coded(self.message("send", sent, span), sent, strategy.compression.boundaries)
         if plan.tensor > 1 and scattered and not strategy.sequence_parallel:
             gather = self.cost.price(Collective("all-gather", "tensor", size), self.spans["tensor"])
             return Message(message.size, message.bandwidth, message.latency + float(gather.time), message.rate)
@@ -151,10 +154,21 @@ class Messenger:
         return self._messages("all-reduce", [(elements * self.reduced_width, span)])
 
     def _messages(self, kind: CollectiveKind, parts: Sequence[tuple[float, Span]]) -> tuple[Message, ...]:
-        return tuple(self.message(kind, size, span) for size, span in parts if size and span.size > 1)
+        codec = self.strategy.compression.gradients if kind != "all-gather" else None
+        return tuple(
+            coded(self.message(kind, size, span), size, codec) for size, span in parts if size and span.size > 1
+        )
 
     @property
     def reduced_width(self) -> float:
         """Bytes of a gradient on its way."""
         return FORMAT_BYTES[self.strategy.gradient_precision]
 
+
+def coded(message: Message, size: float, codec: Codec | None) -> Message:
+    """Return a message of ``size`` bytes of tensor that a codec makes smaller."""
+    if codec is None:
+        return message
+    moved = message.size / codec.ratio
+    seconds = float(compressed(size, message.time, codec, message.latency)[1])
+    return Message(moved, message.bandwidth, message.latency, moved / (seconds - message.latency) if moved else message.rate)

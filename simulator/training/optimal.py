@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from simulator.graph import Axis, Block, Operator
-from simulator.graph.graph import Numerics
+from simulator.graph.graph import Numerics, Recompute
 from simulator.training.liveness import liveness
 
 LEVELS = 24
@@ -91,7 +91,9 @@ def choose(
     if chosen is None:
         chosen = [[0] * len(kind) for kind in kinds]
         for place, kind in enumerate(kinds):
-            least = min(range(len(kind)), key=lambda i: (kind[i].saved * held * counts[place] + kind[i].working))
+            least = min(
+                range(len(kind)), key=lambda i: kind[i].saved * held * counts[place] + kind[i].working
+            )
             chosen[place][least] = counts[place]
     taken = tuple(
         tuple(
@@ -118,7 +120,8 @@ def options(
 ) -> tuple[Option, ...]:
     """Return the trade-offs of a block that no other one beats in bytes and seconds; nothing, selective and full among them."""
     names = frozenset(op.name for op in block.operators)
-    fixed = {frozenset(op.name for op in block.recomputed(how)) for how in ("none", "selective", "full")}  # type: ignore[arg-type]
+    strategies: tuple[Recompute, ...] = ("none", "selective", "full")
+    fixed = {frozenset(op.name for op in block.recomputed(how)) for how in strategies}
 
     def option(again: frozenset[str], away: frozenset[str] = frozenset(), exposed: float = 0.0) -> Option:
         found = liveness(block, again, numerics=numerics, groups=groups)
@@ -166,7 +169,10 @@ def choose_operators(
     sizes = program.bytes_row()
     result = milp(
         program.objective(),
-        constraints=[LinearConstraint(matrix, lower, np.inf), LinearConstraint(sizes, -np.inf, budget / program.scale)],
+        constraints=[
+            LinearConstraint(matrix, lower, np.inf),
+            LinearConstraint(sizes, -np.inf, budget / program.scale),
+        ],
         integrality=program.integrality(),
         bounds=Bounds(0.0, program.upper()),
     )
@@ -256,9 +262,9 @@ class _Program:
         for writer in writers:
             again = [(self.row[writer.name], 1.0)] if writer.name in self.row else []
             sources = self.writers.get(writer.inputs[0], []) if name == writer.cast_copy else []
-            for source in [one for one in sources if one.name in self.row] or [None]:
-                dropped = [(self.row[source.name], 1.0)] if source is not None else []
-                at_least(bound, (self.column[name], 1.0), *again, *dropped, *terms)
+            dropped = [[(self.row[one.name], 1.0)] for one in sources if one.name in self.row]
+            for more in dropped or [[]]:
+                at_least(bound, (self.column[name], 1.0), *again, *more, *terms)
 
     def _stays(self, name: str, reader: Operator, at_least: Any) -> None:
         """The output of a repeated attention core stays for operators that do not run again themselves."""
@@ -268,16 +274,16 @@ class _Program:
     def read(self, x: Any) -> tuple[frozenset[str], frozenset[str], float]:
         again = frozenset(op.name for op, value in zip(self.operators, x, strict=False) if value > 0.5)
         start = len(self.operators) + len(self.tensors)
-        away = frozenset(
-            name for name, value in zip(self.tensors, x[start:], strict=False) if value > 0.5
-        )
+        away = frozenset(name for name, value in zip(self.tensors, x[start:], strict=False) if value > 0.5)
         return again, away & frozenset(self.block.saved(again)), float(x[-1] + x[-2]) * self.unit
 
 
 def _undominated(found: Sequence[Option]) -> tuple[Option, ...]:
     """Drop options that another one beats or equals in bytes kept, bytes worked with and seconds."""
     best: list[Option] = []
-    for one in sorted(found, key=lambda option: (option.seconds, option.saved, option.working, len(option.again))):
+    for one in sorted(
+        found, key=lambda option: (option.seconds, option.saved, option.working, len(option.again))
+    ):
         if not any(other.saved <= one.saved and other.working <= one.working for other in best):
             best.append(one)
     return tuple(best)

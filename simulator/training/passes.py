@@ -9,8 +9,10 @@ from itertools import groupby
 from types import MappingProxyType
 
 from simulator.cost import Breakdown, CostModel, Overlap
+from simulator.cost.codec import codec_times
 from simulator.graph import Axis, Block, Collective, Elementwise, ModelGraph, Operator, Work
 from simulator.specs import Span
+from simulator.specs.trainable_spec import Codec
 from simulator.training.liveness import Liveness, chain, liveness
 from simulator.training.schedules import Part
 
@@ -138,15 +140,17 @@ class PassPricer:
         What tensor-parallel collectives run beside: ``none``, ``backward`` products, or ``chunked`` beside their own.
     shared_experts : bool
         Whether shared experts run beside the dispatch to the others.
+    codec : Codec, optional
+        Of the activations that are kept for the backward pass.
     """
 
     def __init__(
         self, graph: ModelGraph, cost: CostModel, spans: Mapping[Axis, Span], *,
         parts: tuple[Part, ...] = PARTS[:2], eager: bool = True, overlap: Overlap = "backward",
-        shared_experts: bool = False,
+        shared_experts: bool = False, codec: Codec | None = None,
     ) -> None:  # fmt: skip
         self._graph, self._cost, self._spans, self._parts = graph, cost, spans, parts
-        self._overlap, self._shared_experts = overlap, shared_experts
+        self._overlap, self._shared_experts, self._codec = overlap, shared_experts, codec
         self._groups = {axis: span.size for axis, span in spans.items()}
         self._operator = float(cost.calibration.training.eager_operator or 0.0) if eager else 0.0
         self._layers: dict[tuple[int, frozenset[str]], LayerPass] = {}
@@ -195,14 +199,17 @@ class PassPricer:
                 once_more = [self._pass(f"{op.name} (again)", times[op.name].forward, op.forward) for op in repeated]
                 found = _insert(once_more, found, again)
             passes[part] = tuple(found)
+        memory = liveness(
+            block, again, numerics=self._graph.numerics, groups=self._groups, placeholders=block is self._graph.head
+        )
+        if self._codec is not None and float(memory.saved):
+            passes, memory = _coded(passes, memory, self._codec)
         return LayerPass(
             block,
             MappingProxyType(passes),
             MappingProxyType({part: _sum([op.breakdown for op in found]) for part, found in passes.items()}),
             MappingProxyType({part: issued(found) for part, found in passes.items()}),
-            liveness(
-                block, again, numerics=self._graph.numerics, groups=self._groups, placeholders=block is self._graph.head
-            ),
+            memory,
         )
 
     def _pass(self, name: str, breakdown: Breakdown, works: tuple[Work, ...]) -> OperatorPass:
@@ -212,6 +219,34 @@ class PassPricer:
             if not (isinstance(work, Collective) and self._spans[work.axis].size == 1)
         )
         return OperatorPass(name, breakdown, float(breakdown.time), kernels * self._operator)
+
+
+def _coded(
+    passes: dict[Part, tuple[OperatorPass, ...]], memory: Liveness, codec: Codec
+) -> tuple[dict[Part, tuple[OperatorPass, ...]], Liveness]:
+    """Code what a forward pass saves and decode it for the backward pass: beside other work as far as it comes in chunks."""
+    encode, decode = codec_times(memory.saved, codec)
+
+    def exposed(seconds: float, beside: tuple[OperatorPass, ...]) -> float:
+        hidden = sum(op.time for op in beside) * (codec.chunks > 1)
+        return max(seconds - hidden, seconds / codec.chunks)
+
+    found = dict(passes)
+    for part, seconds, name in (
+        ("forward", float(encode), "encode activations"),
+        ("backward" if "backward" in passes else "input-gradient", float(decode), "decode activations"),
+    ):
+        time = exposed(seconds, passes[part])  # type: ignore[index]
+        operator = OperatorPass(name, Breakdown({"transfer": time}, {"memory": time}, 0.0, {"transfer": time**2}), time, 0.0)
+        own = passes[part]  # type: ignore[index]
+        found[part] = (*own, operator) if part == "forward" else (operator, *own)  # type: ignore[index]
+    small = {name: size / codec.ratio for name, size in memory.by_tensor.items()}
+    less = memory.saved - memory.saved / codec.ratio
+    return found, replace(
+        memory, saved=memory.saved / codec.ratio, by_tensor=small,
+        forward_peak=memory.forward_peak + less, backward_peak=memory.backward_peak + less,
+        between=memory.between / codec.ratio,
+    )  # fmt: skip
 
 
 def _works(operator: Operator, part: Part) -> tuple[Work, ...]:

@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Exchange = Literal["tensor", "context", "data", "expert", "pipeline"]
 
-MAXIMUM_RANKS = 4096
+MAXIMUM_RANKS = 2048
 """Beyond it the rates of all pairs do not fit a laptop's memory."""
 CHAINS = 8
 """Orders that are annealed side by side."""
@@ -278,7 +278,8 @@ def _anneal(problem: Problem, start: Integers, random: np.random.Generator, step
     if not problem.members or not problem.swaps:
         return start
     seconds = problem.seconds(orders)
-    best, least = orders[seconds.argmin()].copy(), float(seconds.min())
+    best: Integers = orders[seconds.argmin()].copy()
+    least = float(seconds.min())
     ladder = LADDER ** (np.arange(CHAINS) / (CHAINS - 1))
     temperature = FIRST_TEMPERATURE * _first_temperature(problem, orders, random) * ladder
     cooling, quarter, per_round = COOLING ** (1.0 / (ROUNDS - 1)), CHAINS // 4, max(1, steps // ROUNDS)

@@ -47,6 +47,9 @@ class LayerSeconds:
     """(durations): layers of each pass."""
     prefetch: int = 1
     """Layers whose gathers run ahead of the one that runs; those of ``first`` rows begin at once."""
+    gather_latency: Floats | None = None
+    """Of ``gather``, the part in which nothing flows; needed with ``sharing``, like the next one."""
+    reduce_latency: Floats | None = None
     sharing: Floats | None = None
     """(stages, configurations): how much longer, per second of overlap, a gather and a reduction take that share their link."""
     bounded: bool = False
@@ -188,8 +191,14 @@ class _LayerWalk:
         """Ends of the latest layers of each stage, the latest first."""
         self.sent = np.zeros((2, stages, count))
         """The same of their reductions."""
-        self.began = np.zeros((stages, count))
-        """When the stream of reductions last began after it had been idle."""
+        self.flows = np.zeros((2, 2, stages, count))
+        """(latest first, begin and end): when their last two flowed."""
+        self.asked = np.zeros((2, stages, count))
+        """When the gathers of each stage's next layer begin to flow and are over."""
+        self.following = np.full(len(table.before), -1)
+        """Next row of the same stage; -1 for none."""
+        behind = table.before > 0
+        self.following[table.before[behind] - 1] = np.flatnonzero(behind)
         rows = layers.rows
         backward = (table.part == 1) | (table.part == 3)
         self.reduces = backward & (table.final | ("gradients" in rows) | ("all" in rows))
@@ -198,6 +207,8 @@ class _LayerWalk:
             (table.part >= 0) & (table.part != 3) if "all" in rows else table.first & ("first" in rows)
         )
         self.walked = self.reduces | self.gathers
+        self.waits = "all" in rows or layers.bounded or bool(layers.update.any())
+        """Whether layers wait for what depends on other layers of their stage."""
 
     def through(self, low: int, high: int, begins: Floats, ends: Floats) -> None:
         """Replace the ends of the rows of a level that are gone through by layer."""
@@ -207,7 +218,8 @@ class _LayerWalk:
         picked = np.flatnonzero(self.walked[low:high])
         for start in _runs(layers.count[table.seconds[low:high][picked]]):
             rows = picked[start]
-            self._walk(low + rows, rows, begins, ends, gathered, reduced)
+            through = self._walk if self.waits else self._summed
+            through(low + rows, rows, begins, ends, gathered, reduced)
         self.gathered[low + 1 : high + 1], self.reduced[low + 1 : high + 1] = gathered, reduced
 
     def _walk(
@@ -215,78 +227,141 @@ class _LayerWalk:
     ) -> None:
         table, layers = self.table, self.layers
         kinds, stage = table.seconds[rows], table.stage[rows]
-        walk = _Streams(self, rows, stage, begins[at], gathered[at], reduced[at])
-        last = int(layers.count[kinds[0]])
-        if self.gathers[rows].any():
-            walk.ask(layers.gather[kinds, 0])
-        for layer in range(last):
-            own = np.where(walk.final, layers.replicate[kinds, layer], 0.0) + layers.reduce[kinds, layer]
-            own = np.where(walk.reduces, own, 0.0)
-            walk.compute(layers.compute[kinds, layer], own)
-            if walk.gathers and layer + 1 < last:
-                walk.ask(layers.gather[kinds, layer + 1])
-            if walk.reduces.any():
-                walk.send(own, layers.update[kinds, layer])
-        self.done[:, stage], self.sent[:, stage], self.began[stage] = walk.done, walk.sent, walk.began
-        ends[at], gathered[at], reduced[at] = walk.end, walk.gather[1], walk.reduce
+        walk = _Streams(self, rows, begins[at], gathered[at], reduced[at])
+        count = int(layers.count[kinds[0]])
+        if not walk.ahead and walk.gathers.any():
+            walk.ask(kinds, 0, walk.gathers)
+        elif walk.ahead:
+            walk.ask(kinds, 0, walk.gathers & (table.before[rows] == 0)[:, None])
+        # gathers that run ahead are asked for by the row before
+        following = self.following[rows]
+        next_kinds = np.minimum(table.seconds[following], len(layers.count) - 1)
+        next_gathers = ((following >= 0) & self.gathers[following])[:, None] & walk.ahead
+        for layer in range(count):
+            walk.compute(layers.compute[kinds, layer], walk.sent_by(kinds, layer))
+            if layer + 1 < count:
+                walk.ask(kinds, layer + 1, walk.gathers)
+            else:
+                walk.ask(next_kinds, 0, next_gathers)
+            walk.send(kinds, layer)
+        self.done[:, stage], self.sent[:, stage] = walk.done, walk.sent
+        self.flows[:, :, stage], self.asked[:, stage] = walk.flows, walk.asked
+        ends[at], gathered[at], reduced[at] = walk.end, walk.gather, walk.reduce
+
+    def _summed(
+        self, rows: Integers, at: Integers, begins: Floats, ends: Floats, gathered: Floats, reduced: Floats
+    ) -> None:
+        """Do the same where gathers begin at once and nothing waits for a reduction: all layers in one go.
+
+        A chain ends at the latest, over its layers, of when one may begin and all from it on have run.
+        """
+        table, layers = self.table, self.layers
+        kinds = table.seconds[rows]
+        count = int(layers.count[kinds[0]])
+        compute = layers.compute[kinds, :count]
+        first = self.gathers[rows][:, None, None]
+        arrives = np.cumsum(layers.gather[kinds, :count] * first, axis=1) + gathered[at][:, None]
+        # the first layer also waits for the row to begin
+        waits = np.where(layers.gather[kinds, :count] * first > 0.0, arrives, 0.0)
+        waits[:, 0] = np.maximum(waits[:, 0], begins[at])
+        layer_ends = _chained(waits, compute)
+        reduces, final = self.reduces[rows][:, None, None], table.final[rows][:, None, None]
+        sent = np.where(final, layers.replicate[kinds, :count], 0.0) + layers.reduce[kinds, :count]
+        sent = np.where(reduces, sent, 0.0)
+        queued = np.where(sent > 0.0, layer_ends, 0.0)
+        queued[:, 0] = np.maximum(queued[:, 0], reduced[at])
+        ends[at], gathered[at] = layer_ends[:, -1], arrives[:, -1]
+        reduced[at] = np.maximum(reduced[at], _chained(queued, sent)[:, -1])
+
+
+def _chained(begins: Floats, seconds: Floats) -> Floats:
+    """Return when tasks end that run one after the other, each not before its own time: arrays (rows, tasks, ...)."""
+    total = np.cumsum(seconds, axis=1)
+    latest = np.maximum.accumulate(begins - (total - seconds), axis=1)
+    return np.asarray(latest + total)
 
 
 class _Streams:
     """The three streams of the stages whose rows are gone through: kernels, gathers, reductions."""
 
     def __init__(
-        self,
-        walk: _LayerWalk,
-        rows: Integers,
-        stage: Integers,
-        begins: Floats,
-        gathered: Floats,
-        reduced: Floats,
+        self, walk: _LayerWalk, rows: Integers, begins: Floats, gathered: Floats, reduced: Floats
     ) -> None:
-        layers = walk.layers
-        self.ahead, self.bounded = "all" in layers.rows, layers.bounded
+        layers = self.layers = walk.layers
+        stage = walk.table.stage[rows]
+        self.ahead = "all" in layers.rows
         self.sharing = None if layers.sharing is None else layers.sharing[stage]
-        self.gathers = bool(walk.gathers[rows].any())
+        self.gathers = walk.gathers[rows][:, None]
         self.reduces, self.final = walk.reduces[rows][:, None], walk.table.final[rows][:, None]
-        self.end, self.gather, self.reduce = begins, (gathered, gathered), reduced
-        self.own: Floats = np.zeros(())
-        self.done, self.sent, self.began = walk.done[:, stage], walk.sent[:, stage], walk.began[stage]
+        self.end, self.gather, self.reduce = begins, gathered, reduced
+        self.done, self.sent = walk.done[:, stage], walk.sent[:, stage]
+        self.flows, self.asked = walk.flows[:, :, stage], walk.asked[:, stage]
 
-    def ask(self, own: Floats) -> None:
-        """Queue the gathers of the next layer, which may begin when the layer so many before it has ended."""
-        starts = np.maximum(self.gather[1], self.done[-1]) if self.ahead else self.gather[1]
-        self.own, self.gather = own, (starts, starts + own)
-        self._share(self.began)
+    def sent_by(self, kinds: Integers, layer: int) -> Floats:
+        """Return the seconds of a layer's reductions."""
+        own = self.layers.reduce[kinds, layer]
+        return np.where(
+            self.reduces, np.where(self.final, own + self.layers.replicate[kinds, layer], own), 0.0
+        )
+
+    def ask(self, kinds: Integers, layer: int, which: npt.NDArray[np.bool_]) -> None:
+        """Queue the gathers of a layer, which may begin when the layer so many before it has ended."""
+        if not which.any():
+            return
+        own = np.where(which, self.layers.gather[kinds, layer], 0.0)
+        some = own > 0.0
+        starts = np.maximum(self.gather, self.done[-1]) if self.ahead else self.gather
+        self.gather = np.where(some, starts + own, self.gather)
+        if self.sharing is None or self.layers.gather_latency is None:
+            self.asked = np.stack([starts, np.where(some, self.gather, 0.0)])
+            return
+        flows = starts + self.layers.gather_latency[kinds, layer]
+        # reductions that are under way: both take longer until the shorter one is over
+        for begin, end in self.flows[::-1]:
+            shared = np.minimum(self.gather, end) - np.maximum(flows, begin)
+            self._longer(np.where(some, shared, 0.0))
+        self.asked = np.stack(
+            [
+                np.where(which, flows, self.asked[0]),
+                np.where(which, np.where(some, self.gather, 0.0), self.asked[1]),
+            ]
+        )
 
     def compute(self, seconds: Floats, sends: Floats) -> None:
         """Run a layer behind its gathers, and where there is room for its gradients."""
-        if self.gathers:
-            self.end = np.maximum(self.end, np.where(self.own > 0.0, self.gather[1], 0.0))
-        if self.bounded:
+        self.end = np.where(self.gathers, np.maximum(self.end, self.asked[1]), self.end)
+        if self.layers.bounded:
             self.end = np.where(sends > 0.0, np.maximum(self.end, self.sent[1]), self.end)
         self.end = self.end + seconds
         self.done = np.concatenate([self.end[None], self.done[:-1]])
 
-    def send(self, own: Floats, update: Floats) -> None:
+    def send(self, kinds: Integers, layer: int) -> None:
         """Queue the reductions of a layer that has ended."""
+        if not self.reduces.any():
+            return
+        own = self.sent_by(kinds, layer)
         sends = own > 0.0
         starts = np.maximum(self.reduce, self.end)
-        self.began = np.where(sends & (self.end > self.reduce), self.end, self.began)
         self.reduce = np.where(sends, starts + own, self.reduce)
         self.sent = np.where(sends, np.stack([self.reduce, self.sent[0]]), self.sent)
-        if self.gathers:
-            self._share(np.where(sends, starts, np.inf))
+        if self.sharing is not None and self.layers.reduce_latency is not None:
+            flows = starts + self.layers.reduce_latency[kinds, layer]
+            self.flows = np.where(
+                sends, np.stack([np.stack([flows, self.reduce]), self.flows[0]]), self.flows
+            )
+            shared = np.minimum(self.asked[1], self.reduce) - np.maximum(self.asked[0], flows)
+            self.asked = np.stack([self.asked[0], self.asked[1] + self._longer(np.where(sends, shared, 0.0))])
+        update = self.layers.update[kinds, layer]
         self.end = np.where(update > 0.0, np.maximum(self.end, self.reduce) + update, self.end)
 
-    def _share(self, began: Floats) -> None:
-        """Make a gather and reductions that are on the link at once take longer, until the shorter one is over."""
-        if self.sharing is None:
-            return
-        starts, gather = self.gather
-        longer = self.sharing * np.maximum(np.minimum(gather, self.reduce) - np.maximum(starts, began), 0.0)
-        self.gather = (starts, gather + longer)
-        self.reduce = self.reduce + longer
+    def _longer(self, shared: Floats) -> Floats:
+        """Delay the ends of the latest gather and reduction that share the link for so many seconds at full rate."""
+        longer = np.asarray(self.sharing * np.maximum(shared, 0.0))
+        self.gather, self.reduce = self.gather + longer, self.reduce + longer
         self.sent = np.stack([self.sent[0] + longer, self.sent[1]])
+        self.flows = self.flows.copy()
+        self.flows[0, 1] += longer
+        return longer
 
 
 def _runs(counts: Integers) -> list[Integers]:

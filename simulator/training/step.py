@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from simulator.training.answer import outcome
 from simulator.training.liveness import gradient_placeholders
 from simulator.training.lower import lower
 from simulator.training.messages import Messenger
+from simulator.training.optimal import choose
 from simulator.training.optimizers import Shards, update_gathers, update_works
 from simulator.training.passes import PARTS, ChunkPass, PassPricer
 from simulator.training.plan import Plan, make_plan
@@ -66,9 +68,10 @@ class Step:
         self.pricer = PassPricer(
             self.graph, self.cost, self.spans, parts=tuple(part for part in PARTS if part in present),
             eager=not self.strategy.cuda_graphs, overlap=self.strategy.overlap_tensor_parallel,
-            shared_experts=self.strategy.overlap_shared_experts,
+            shared_experts=self.strategy.overlap_shared_experts, codec=self.strategy.compression.activations,
         )  # fmt: skip
-        self._chunks: dict[tuple[tuple[int, ...], bool, bool, bool], ChunkPass] = {}
+        self._chunks: dict[tuple[tuple[int, frozenset[str]], ...], ChunkPass] = {}
+        self._choices: dict[int, dict[int, tuple[frozenset[str], ...]]] = {}
 
     def _graph(self) -> ModelGraph:
         plan, model = self.plan, self.setup.model
@@ -95,26 +98,62 @@ class Step:
         last = [graph.head] if place == plan.places - 1 else []
         return [*first, *layers, *last]
 
-    def again(self, place: int) -> list[frozenset[str]]:
+    def again(self, place: int) -> tuple[frozenset[str], ...]:
         """Return the names of operators that each block of a chunk computes again."""
+        if self.strategy.recompute == "optimal":
+            return self._chosen(self.plan.table.routes[0][place][0])[place]
         limit = self.strategy.recompute_layers
         found, counted = [], 0
         for block in self.blocks(place):
-            inner = block is not self.graph.embedding and block is not self.graph.head
-            repeats = inner and (limit is None or counted < limit)
-            counted += inner
+            repeats = self._is_layer(block) and (limit is None or counted < limit)
+            counted += self._is_layer(block)
             found.append(recomputed(block, self.strategy) if repeats else frozenset[str]())
-        return found
+        return tuple(found)
+
+    def _is_layer(self, block: Block) -> bool:
+        return block is not self.graph.embedding and block is not self.graph.head
+
+    def _chosen(self, stage: int) -> dict[int, tuple[frozenset[str], ...]]:
+        """Return what the blocks of each chunk of a stage compute again, so that the stage fits and the least time is added."""
+        if stage not in self._choices:
+            blocks = {place: self.blocks(place) for place in self.plan.held(stage)}
+            chosen = self._choose(stage, [block for held in blocks.values() for block in held])
+            self._choices[stage] = {
+                place: tuple(next(chosen[id(block)]) if self._is_layer(block) else frozenset() for block in held)
+                for place, held in blocks.items()
+            }
+        return self._choices[stage]
+
+    def _choose(self, stage: int, blocks: list[Block]) -> dict[int, Iterator[frozenset[str]]]:
+        """Return for each kind of layer of a stage what its layers compute again, one after the other."""
+        orders, messages = self.plan.table.orders[stage], [self.messenger.layer(block) for block in blocks]
+        held = in_flight(orders) / self.plan.table.chunks
+        layers = {id(block): block for block in blocks if self._is_layer(block)}
+        ends = [self.pricer.layer(block).memory for block in blocks if not self._is_layer(block)]
+        # two layers' parameters and gradients are on their way at a time
+        moving = 2.0 * max(message.gathered + message.gradients for message in messages)
+        kept = held * sum(float(end.saved) for end in ends) + moving + sum(self.resident(stage).values())
+        choice = choose(
+            [(block, sum(other is block for other in blocks)) for block in layers.values()],
+            [{op.name: op.time for op in self.pricer.layer(block).operators["forward"]} for block in layers.values()],
+            self.setup.hardware.memory.capacity - kept,
+            held=held,
+            working=max((float(end.backward_peak) for end in ends), default=0.0),
+            numerics=self.plan.numerics,
+            groups={axis: span.size for axis, span in self.spans.items()},
+        )
+        return {
+            key: iter([option.again for option, count in options for _ in range(count)])
+            for key, options in zip(layers, choice.options, strict=True)
+        }
 
     def chunk(self, place: int, *, repeat: bool = True) -> ChunkPass:
         """Return the passes through a model chunk; ``repeat`` where the strategy's operators are computed again."""
-        plan = self.plan
-        kinds = tuple(self.graph.layers[layer] for layer in plan.layers[place])
-        key = (kinds, place == 0, place == plan.places - 1, repeat)
+        blocks = self.blocks(place)
+        again = self.again(place) if repeat else (frozenset[str](),) * len(blocks)
+        key = tuple((id(block), names) for block, names in zip(blocks, again, strict=True))
         found = self._chunks.get(key)
         if found is None:
-            blocks = self.blocks(place)
-            again = self.again(place) if repeat else [frozenset[str]()] * len(blocks)
             found = self._chunks[key] = self.pricer.chunk(list(zip(blocks, again, strict=True)))
         return found
 

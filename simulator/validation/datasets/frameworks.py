@@ -208,8 +208,8 @@ def _automodel_case(catalog: Catalog, row: Any) -> Case:
     Without a pipeline, parameters are cut over all replicas. A pipeline gathers them and reduces their gradients once (as
     ZeRO-1 does) and is run once for each accumulation of ``lbs`` sequences: the step is one of a batch cut by
     ``grad_accum``. Experts are spread over the ranks that the row states, else over as many GPUs as there are and divide
-    them, with one copy of a token for each node (DeepEP, as the rows say). Contexts are gathered; recomputation is the least
-    that fits.
+    them, with one copy of a token for each node (DeepEP, as the rows say). Contexts are gathered; all layers
+    are recomputed where nothing else fits, as the software's switch does.
     """
     model = catalog.model(AUTOMODEL_MODELS[_plain(row.model)])
     tensor, stages, context = int(row.tp), int(row.pp), int(row.cp)
@@ -240,7 +240,7 @@ def _automodel_case(catalog: Catalog, row: Any) -> Case:
     )  # fmt: skip
     batch = int(row.gbs) // _flushes(row)
     case = Case("dgx-h100", eight_to_a_node(row.n_gpus), model, batch, int(row.seq_len), strategy)
-    return least_recomputed(case, catalog)
+    return least_recomputed(case, catalog, in_parts=False)
 
 
 def _plain(name: str) -> str:
@@ -276,7 +276,7 @@ MLPERF_NODES: Mapping[tuple[str, int], str] = {
 """Nodes by what an accelerator's name holds and how many of it a node has."""
 MLPERF_DEGREES = (1, 2, 4, 8)
 MLPERF_FP8: Mapping[str, Any] = {"precision": "fp8", "fp8_recipe": "delayed", "gradient_precision": "bf16"}
-MLPERF_LORA = {"method": "lora", "rank": 16, "targets": ("attention",), "dropout": 0.1}
+MLPERF_LORA = {"method": "lora", "rank": 16, "targets": ("attention.qkv", "attention.output"), "dropout": 0.1}
 """Adapters of the benchmark's reference: rank 16 on attention."""
 MLPERF_PACKED = 8192
 """Tokens of a packed sequence of the LoRA benchmark."""

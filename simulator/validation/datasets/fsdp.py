@@ -31,7 +31,8 @@ def _foundry_case(catalog: Catalog, row: Any) -> Case:
 
     ``SHARD_GRAD_OP`` keeps what is gathered until the backward pass is through with it. Gradients are reduced once a
     micro-batch, in fp32 under the mixed precision ``DEFAULT`` and in bf16 under ``PURE``. ``act_ckpt`` recomputes whole
-    blocks. FlashAttention, a fused cross entropy, eager PyTorch, Adam; fp8 by Transformer Engine with delayed scales.
+    blocks. FlashAttention of 2022 (in Triton: the tables are of spring and summer 2023), a fused cross entropy, eager PyTorch,
+    Adam; fp8 by Transformer Engine with delayed scales.
     """
     if row.act_cpu_offload:
         raise MemroofError("activations offloaded to the CPU: not a field of a training scenario")
@@ -40,7 +41,7 @@ def _foundry_case(catalog: Catalog, row: Any) -> Case:
         data_parallel=row.n_gpus, micro_batch=row.micro_batch, zero_stage=3,
         reshard_after_forward=row.fsdp_sharding == "FULL_SHARD", recompute="full" if row.act_ckpt else "none",
         precision="fp8" if fp8 else "bf16", parameter_precision="fp32",
-        gradient_precision="bf16" if row.mp_mode == "PURE" else "fp32",
+        gradient_precision="bf16" if row.mp_mode == "PURE" else "fp32", attention_kernel="flash-1",
         **({"fp8_recipe": "delayed"} if fp8 else {}),
     )  # fmt: skip
     model = catalog.model(f"mpt-{row.model}-learned")
@@ -80,7 +81,7 @@ def _titan_case(catalog: Catalog, row: Any) -> Case:
 
     Tensor parallelism with sequence parallelism; its collectives follow the tiles of products under AsyncTP. Contexts are
     gathered (all-gather of keys and values). A pipeline gathers parameters and reduces gradients once a step, as ZeRO-1 does.
-    Compilation fuses the loss. Selective recomputation is that of single operators, the
+    PyTorch's own attention is FlashAttention-2. Compilation fuses the loss. Selective recomputation is that of single operators, the
     recipes' default, as is a pipeline of as many micro-batches as stages, interleaved with two chunks a stage where the row
     says so.
     """
@@ -105,7 +106,7 @@ def _titan_case(catalog: Catalog, row: Any) -> Case:
     strategy = TrainingStrategy(
         tensor_parallel=tensor, pipeline_parallel=stages, context_parallel=context, data_parallel=replicas,
         micro_batch=max(1, local // stages),
-        precision="fp8" if fp8 else "bf16", parameter_precision="fp32",
+        precision="fp8" if fp8 else "bf16", parameter_precision="fp32", attention_kernel="flash-2",
         fused_loss="compile" in words, **_titan_recompute(str(row.recompute)), **options,
     )  # fmt: skip
     node = "dgx-h200" if row.hardware.startswith("H200") else "hgx-h100-96gb-hbm2e"

@@ -227,16 +227,33 @@ def fits(case: Case, catalog: Catalog) -> bool:
     return simulate(case.setup(catalog)).fits
 
 
-def least_recomputed(case: Case, catalog: Catalog) -> Case:
-    """Return a step with the least recomputation that fits, where a source does not state it: none, selective, full.
+def least_recomputed(case: Case, catalog: Catalog, *, in_parts: bool = True) -> Case:
+    """Return a step with the least recomputation that fits, where a source does not state it.
 
-    What a submitter has tuned recomputes no more than it must; where nothing is predicted to fit, all is recomputed.
+    What a submitter has tuned recomputes no more than it must: nothing, attention's core, or the first layers of each model
+    chunk (Megatron-LM's ``block`` method), as few of them as fit; all, where nothing is predicted to fit. Without
+    ``in_parts`` the software recomputes every layer or none.
     """
-    for recompute in ("none", "selective"):
-        found = replace(case, strategy=case.strategy.model_copy(update={"recompute": recompute}))
+    for recompute in ("none", "selective") if in_parts else ("none",):
+        found = _changed(case, recompute=recompute)
         if fits(found, catalog):
             return found
-    return replace(case, strategy=case.strategy.model_copy(update={"recompute": "full"}))
+    if not in_parts or not fits(_changed(case, recompute="full"), catalog):
+        return _changed(case, recompute="full")
+    strategy = case.strategy
+    places = strategy.pipeline_parallel * strategy.virtual_stages
+    too_few, enough = 0, -(-case.model.num_hidden_layers // places)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if fits(_changed(case, recompute="full", recompute_layers=middle), catalog):
+            enough = middle
+        else:
+            too_few = middle
+    return _changed(case, recompute="full", recompute_layers=enough)
+
+
+def _changed(case: Case, **fields: Any) -> Case:
+    return replace(case, strategy=case.strategy.model_copy(update=fields))
 
 
 def fastest(cases: Sequence[Case], catalog: Catalog) -> Case:

@@ -165,6 +165,9 @@ def test_qlora_unpacks_before_every_product(catalog: Catalog) -> None:
     for part in ("forward", "input_gradient"):
         assert len(packed.works(part)) - len(block.works(part)) == 4
     assert saved(lora) == saved(qlora)
+    formed = {op.name: op.formed for op in packed.operators if op.formed}
+    assert formed["mlp.up"] == 4096 * 11008 * 2  # gate and up one after the other
+    assert len(formed) == 4
 
 
 # --- adapters, biases

@@ -172,14 +172,6 @@ def test_hardware_that_cannot_run(choice: HardwareChoice, message: str) -> None:
         Catalog(environment={}).hardware(choice)
 
 
-def test_mixed_clusters_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "hardware_specs" / "clusters").mkdir(parents=True)
-    text = "kind: cluster\nname: mixed\nsource: s\ngroups: [{node: dgx-h100, count: 1}, {node: dgx-b200, count: 1}]\nnetwork: []\n"
-    (tmp_path / "hardware_specs" / "clusters" / "mixed.yaml").write_text(text)
-    with pytest.raises(MemroofError, match="mixes nodes"):
-        Catalog([tmp_path], environment={}).hardware(HardwareChoice(cluster="mixed"))
-
-
 def test_names_must_equal_the_files(tmp_path: Path) -> None:
     (tmp_path / "hardware_specs" / "links").mkdir(parents=True)
     (tmp_path / "hardware_specs" / "links" / "a.yaml").write_text(

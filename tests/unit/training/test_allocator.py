@@ -16,12 +16,19 @@ from simulator.training.allocator import (
 
 @pytest.mark.parametrize(
     ("size", "segment"),
-    [(1, 2 * MIB), (MIB, 2 * MIB), (MIB + 1, 20 * MIB), (9 * MIB, 20 * MIB), (10 * MIB, 10 * MIB), (10 * MIB + 1, 12 * MIB)],
+    [
+        (1, 2 * MIB),
+        (MIB, 2 * MIB),
+        (MIB + 1, 20 * MIB),
+        (9 * MIB, 20 * MIB),
+        (10 * MIB, 10 * MIB),
+        (10 * MIB + 1, 12 * MIB),
+    ],
 )
 def test_segments(size: int, segment: int) -> None:
     # kSmallSize 1 MiB, kSmallBuffer 2 MiB, kMinLargeAlloc 10 MiB, kLargeBuffer 20 MiB, kRoundLarge 2 MiB
     assert segment_bytes(size) == segment
-    assert segment_bytes(np.array([size, size])).tolist() == [segment, segment]
+    assert np.array_equal(segment_bytes(np.array([size, size])), [segment, segment])
 
 
 def test_rounding() -> None:

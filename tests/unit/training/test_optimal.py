@@ -34,7 +34,10 @@ def every(request: pytest.FixtureRequest) -> tuple[Block, dict[str, float], list
         names = names[:12]
     subsets = chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))
     found = [
-        (float(block.saved_bytes(frozenset(some))) if some else float(block.saved_bytes()), sum(seconds[n] for n in some))
+        (
+            float(block.saved_bytes(frozenset(some))) if some else float(block.saved_bytes()),
+            sum(seconds[n] for n in some),
+        )
         for some in subsets
     ]
     return block, seconds, found

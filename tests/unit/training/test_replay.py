@@ -5,10 +5,11 @@ import pytest
 from simulator.graph import Numerics, Partition, Shape, build
 from simulator.specs import Catalog
 from simulator.training.liveness import Liveness, chain, liveness
-from simulator.training.replay import Shards, replay
+from simulator.training.replay import Pass, Shards, replay
 
 GIB = 2.0**30
 BF16 = Numerics.of("bf16")
+ONCE: list[Pass] = [(0, 0, "forward"), (0, 0, "backward")]
 
 
 @pytest.fixture(scope="module")
@@ -21,29 +22,27 @@ def parts() -> list[Liveness]:
 
 def test_allocated_is_what_liveness_says(parts: list[Liveness]) -> None:
     whole = chain(parts)
-    one = replay([parts], [(0, 0, "forward"), (0, 0, "backward")], [GIB])
-    peak = float(whole.saved + max(whole.forward_peak, whole.backward_peak))  # type: ignore[operator]
+    one = replay([parts], ONCE, [GIB])
+    peak = float(whole.saved) + max(float(whole.forward_peak), float(whole.backward_peak))
     assert one.allocated == pytest.approx(GIB + peak, rel=2e-3)
     assert one.reserved > one.allocated
     # another micro-batch in flight
-    order = [(0, 0, "forward"), (0, 1, "forward"), (0, 0, "backward"), (0, 1, "backward")]
-    two = replay([parts], order, [GIB])  # type: ignore[arg-type]
+    order: list[Pass] = [(0, 0, "forward"), (0, 1, "forward"), (0, 0, "backward"), (0, 1, "backward")]
+    two = replay([parts], order, [GIB])
     assert two.allocated - one.allocated == pytest.approx(float(whole.saved), rel=1e-2)
 
 
 def test_a_third_step_changes_nothing(parts: list[Liveness]) -> None:
-    order = [(0, 0, "forward"), (0, 0, "backward")]
     late = [2e7] * 40
-    two, three = (replay([parts], order, [GIB], late, steps=steps) for steps in (2, 3))  # type: ignore[arg-type]
+    two, three = (replay([parts], ONCE, [GIB], late, steps=steps) for steps in (2, 3))
     assert two == three
     assert two.allocated >= GIB + sum(late)
 
 
 def test_gathered_parameters_and_reduced_gradients(parts: list[Liveness]) -> None:
-    order = [(0, 0, "forward"), (0, 0, "backward")]
-    plain = replay([parts], order, [GIB])  # type: ignore[arg-type]
+    plain = replay([parts], ONCE, [GIB])
     shards = [Shards(GIB, GIB, 2 * GIB, (GIB / 8, GIB / 8)) for _ in parts]
-    cut = replay([parts], order, [GIB], shards=[shards])  # type: ignore[arg-type]
+    cut = replay([parts], ONCE, [GIB], shards=[shards])
     whole = chain(parts)
     # at the head: its parameters and the next block's, gathered; at the end: gradients of all blocks and one being reduced
     assert cut.allocated >= plain.allocated + GIB
