@@ -11,6 +11,7 @@ The command line's verbs as functions; each is imported when it is first used:
 ``run``             answer a scenario: a :class:`~simulator.analysis.Result`
 ``fit``             does a model fit some hardware, and how much of it
 ``whatif``          answer a scenario for every combination of varied keys
+``search``          find the best training strategies for a scenario
 ``render_report``   a result's sizing report as HTML, Markdown or CSV
 ``Catalog``         hardware, models and scenarios by name, from the user's folders and the shipped ones
 ``Result``          the answer, with frames and figures on demand
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from simulator.analysis.fit import FitReport, fit
     from simulator.analysis.result import Result
     from simulator.analysis.run import load, run
+    from simulator.analysis.search import Search, search
     from simulator.analysis.whatif import Sweep, whatif
     from simulator.report import render_report
     from simulator.specs import Catalog, MemroofError
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Catalog", "FitReport", "MemroofError", "Result", "Sweep", "__version__", "fit", "load", "render_report", "run",
-    "whatif",
+    "Catalog", "FitReport", "MemroofError", "Result", "Search", "Sweep", "__version__", "fit", "load", "render_report",
+    "run", "search", "whatif",
 ]  # fmt: skip
 
 _HOMES = {
@@ -43,11 +45,13 @@ _HOMES = {
     "FitReport": "simulator.analysis",
     "MemroofError": "simulator.specs",
     "Result": "simulator.analysis",
+    "Search": "simulator.analysis.search",
     "Sweep": "simulator.analysis",
     "fit": "simulator.analysis",
     "load": "simulator.analysis",
     "render_report": "simulator.report",
     "run": "simulator.analysis",
+    "search": "simulator.analysis.search",
     "whatif": "simulator.analysis",
 }
 

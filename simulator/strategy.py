@@ -30,6 +30,13 @@ class Setup:
     model: Model
     hardware: Hardware
     cost: CostModel
+    """Of the accelerator, or of the first kind where there are several."""
+    others: Mapping[str, CostModel] = field(default_factory=dict)
+    """Of further kinds of accelerator, by name."""
+
+    def cost_on(self, device: str) -> CostModel:
+        """Return the cost model of a kind of accelerator."""
+        return self.others.get(device, self.cost)
 
 
 @dataclass(frozen=True, slots=True)

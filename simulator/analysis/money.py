@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from simulator.analysis.result import Result
+from simulator.specs import Hardware, Machine
+from simulator.specs.network import Part
 
 AMORTISATION = 4 * 365 * 86400.0
 """Seconds over which a purchase price is spread where no rent is known: four years."""
@@ -11,23 +13,34 @@ AMORTISATION = 4 * 365 * 86400.0
 def rent(result: Result) -> tuple[float, str]:
     """Return dollars per second of the hardware in use and how they came about; ``(0.0, "")`` where no price is known."""
     hardware, devices = result.setup.hardware, result.outcome.devices
-    price = hardware.machine.price
-    nodes = devices / hardware.ranks_per_node
+    parts = [_rent(part.machine, count) for part, count in _in_use(hardware, devices)]
+    if any(not dollars for dollars, _ in parts):
+        return 0.0, ""
+    return sum(dollars for dollars, _ in parts), " and ".join(dict.fromkeys(how for _, how in parts))
+
+
+def _in_use(hardware: Hardware, devices: int) -> list[tuple[Part, float]]:
+    """Accelerators in use of each part: all of them, or the first ones."""
+    left, found = devices, []
+    for part in hardware.parts:
+        count = min(left, len(part.machine.ranks) * part.nodes)
+        left -= count
+        if count:
+            found.append((part, float(count)))
+    return found
+
+
+def _rent(machine: Machine, devices: float) -> tuple[float, str]:
+    price, own = machine.price, machine.ranks[0].device
+    nodes = devices / len(machine.ranks)
     if price.rent:
-        return price.rent * nodes, f"on-demand rent of {hardware.machine.name}"
+        return price.rent * nodes, f"on-demand rent of {machine.name}"
     if price.purchase:
-        return (
-            price.purchase * nodes / AMORTISATION,
-            f"purchase price of {hardware.machine.name} over four years",
-        )
-    own = hardware.device.price
-    if own.rent:
-        return own.rent * devices, f"rent of {hardware.device.name}"
-    if own.purchase:
-        return (
-            own.purchase * devices / AMORTISATION,
-            f"purchase price of {hardware.device.name} alone over four years",
-        )
+        return price.purchase * nodes / AMORTISATION, f"purchase price of {machine.name} over four years"
+    if own.price.rent:
+        return own.price.rent * devices, f"rent of {own.name}"
+    if own.price.purchase:
+        return own.price.purchase * devices / AMORTISATION, f"purchase price of {own.name} alone over four years"
     return 0.0, ""
 
 
@@ -54,9 +67,11 @@ def energy(result: Result) -> dict[str, float]:
     An accelerator draws its limit while it computes and its idle power (a quarter of the limit where unpublished)
     while it waits. Hosts and network are left out.
     """
-    power, busy = result.setup.hardware.device.power, result.outcome.busy_fraction
-    idle = power.idle if power.idle is not None else 0.25 * power.limit
-    watts = result.outcome.devices * (busy * power.limit + (1.0 - busy) * idle)
+    busy, watts = result.outcome.busy_fraction, 0.0
+    for part, count in _in_use(result.setup.hardware, result.outcome.devices):
+        power = part.machine.ranks[0].device.power
+        idle = power.idle if power.idle is not None else 0.25 * power.limit
+        watts += count * (busy * power.limit + (1.0 - busy) * idle)
     found = {"watts": watts}
     for key in ("tokens_per_second", "output_throughput", "generation_throughput"):
         if key in result.values and result.values[key].value > 0:

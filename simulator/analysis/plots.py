@@ -88,7 +88,7 @@ def plot_sensitivity(result: Result) -> Figure:
 
 def plot_roofline(result: Result) -> Figure:
     """Draw the operators of one device's share under its roof."""
-    device = result.setup.hardware.device
+    device = result.setup.hardware.devices[0]
     graph, passes = _graph(result)
     peak = float(peak_flops(device, graph.numerics.compute))
     bandwidth = next(iter(device.memory.values())).bandwidth

@@ -157,8 +157,10 @@ class Result:
         network = [link.source for _, link in setup.hardware.network] if setup.hardware.nodes > 1 else []
         node = setup.hardware.machine.node
         found = [
-            setup.scenario.source, setup.model.source, setup.hardware.device.source, node.source if node else "", *network,
-            setup.cost.calibration.source, *self.outcome.sources, *(e.source for e in setup.scenario.expect.values()),
+            setup.scenario.source, setup.model.source, *(device.source for device in setup.hardware.devices),
+            node.source if node else "", *network, setup.cost.calibration.source,
+            *(cost.calibration.source for cost in setup.others.values()), *self.outcome.sources,
+            *(e.source for e in setup.scenario.expect.values()),
         ]  # fmt: skip
         return tuple(dict.fromkeys(source for source in found if source))
 

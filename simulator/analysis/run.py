@@ -9,7 +9,15 @@ from typing import Any
 from simulator.analysis.result import Result
 from simulator.analysis.strategies import strategy
 from simulator.cost import CostModel
-from simulator.specs import Calibration, Catalog, Hardware, MeasuredTable, MemroofError, Scenario, read_measured
+from simulator.specs import (
+    Calibration,
+    Catalog,
+    Hardware,
+    MeasuredTable,
+    MemroofError,
+    Scenario,
+    read_measured,
+)
 from simulator.strategy import Setup
 
 
@@ -46,10 +54,15 @@ def load(
         checked = scenario
     model = catalog.model(checked.model)
     hardware = catalog.hardware(checked.hardware)
-    measured = read_measured(Path(checked.measured), hardware.device.name) if checked.measured else None
     training = checked.kind == "training"
-    cost = cost_model(hardware, catalog.calibration(hardware.device), measured, training=training)
-    return Setup(checked, model, hardware, cost)
+    costs: dict[str, CostModel] = {}
+    for part in hardware.parts:
+        device = part.machine.ranks[0].device
+        measured = read_measured(Path(checked.measured), device.name) if checked.measured else None
+        alone = Hardware(part.machine.name, part.machine, 1, ())
+        costs[device.name] = cost_model(alone, catalog.calibration(device), measured, training=training)
+    first, *others = costs.items()
+    return Setup(checked, model, hardware, first[1], dict(others))
 
 
 def cost_model(

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("simulator.cli.serve", "Answer a serving question from flags, without a file."),
     "offload": ("simulator.cli.offload", "Answer an offloading question from flags, without a file."),
     "whatif": ("simulator.cli.whatif", "Vary keys of a scenario and compare the answers."),
+    "search": ("simulator.cli.search", "Find the best training strategies for a scenario."),
     "explain": ("simulator.cli.explain", "Show what an answer is made of and what it rests on."),
     "list": ("simulator.cli.listing", "List devices, links, nodes, clusters, models or scenarios."),
     "show": ("simulator.cli.show", "Show one entry of the catalog with sources and derived figures."),

@@ -22,6 +22,7 @@ from simulator.specs.hardware import Processor
 Constants = dict[str, dict[str, float]]
 """Every constant of a calibration by section and name."""
 
+_BY_KERNEL = ("narrow_efficiency", "engine_efficiency", "quarter_efficiency", "step_latency")
 _PREFILL = (
     "memory_efficiency", "tile", "tile_latency", "tail", "exposed_traffic", "base_latency",
 )  # fmt: skip
@@ -29,10 +30,16 @@ _DECODE = (
     "memory_efficiency", "row_tile", "key_tile", "split_keys", "fill", "split_sequences", "ungrouped_sequences",
     "split_parts", "unit_blocks", "block_latency", "combine_latency", "part_latency", "regroup_latency", "base_latency",
 )  # fmt: skip
-NARROW = ("fp8", "int8", "fp6", "fp4", "int4")
+BITS: Mapping[str, float] = {
+    "fp64": 64.0, "fp32": 32.0, "tf32": 32.0, "bf16": 16.0, "fp16": 16.0, "fp8": 8.0, "int8": 8.0, "fp6": 6.0, "fp4": 4.0,
+    "int4": 4.0,
+}  # fmt: skip
+NARROW = tuple(format for format, bits in BITS.items() if bits <= 8.0)
 """Formats of 8 bits and fewer."""
 UNIT_FLOPS = 1024.0
 """FLOP a clock of the unit that the constant ``softmax_dim`` is meant for."""
+IDLE = 0.1
+"""Idle power over the limit where a device's file has none: 0.07 to 0.17 on the boards that have one."""
 BACKWARD_PRODUCTS = 2.5
 """Products of the backward pass of fused attention over the forward pass's: five for two (Dao 2023)."""
 
@@ -88,9 +95,10 @@ class Kernels:
     def matmul(self, work: Matmul) -> Parts:
         """Strided batch of matrix products."""
         constants = dict(self.constants["matmul"])
-        narrow, step = (constants.pop(name) for name in ("narrow_efficiency", "step_latency"))
+        vendor, engine, quarter, step = (constants.pop(name) for name in _BY_KERNEL)
         if work.format in NARROW:
-            constants["peak_efficiency"] *= narrow
+            eight = engine if work.kernel == "engine" and not work.scaled else vendor
+            constants["peak_efficiency"] *= quarter if BITS[work.format] < 8.0 else eight
         cache = self._cache * constants.pop("cache_share")
 
         def on_units(*, matrix: bool) -> Parts:
@@ -227,10 +235,20 @@ class Kernels:
     def _peak(self, format: str, matrix: bool) -> float:
         key = (format, matrix)
         if key not in self._peaks:
-            section = "training" if self.training else "host"
-            clock = self.constants[section]["sustained_clock"] if matrix and self.sustained else 1.0
-            self._peaks[key] = float(peak_flops(self.device, format, matrix)) * clock
+            peak = float(peak_flops(self.device, format, matrix))
+            self._peaks[key] = peak * self._clock(format, peak) if matrix and self.sustained else peak
         return self._peaks[key]
+
+    def _clock(self, format: str, peak: float) -> float:
+        """Clock under load over the boost clock; in training, what the board's power, less that of waiting, pays for."""
+        if not self.training:
+            return self.constants["host"]["sustained_clock"]
+        training, power = self.constants["training"], self.device.power
+        energy = training["flop_energy"] * (BITS[format] / 16.0) ** training["energy_exponent"]
+        if power is None or not energy:
+            return training["sustained_clock"]
+        idle = power.limit * IDLE if power.idle is None else power.idle
+        return min(training["sustained_clock"], float((power.limit - idle) / (energy * peak)))
 
 
 def complete_constants(calibration: Calibration) -> Constants:

@@ -377,13 +377,24 @@ def _separate_loss(b: BlockBuilder, logits: str, elements: Numeric, statistics: 
     probabilities = b.tensor("probabilities", elements, LOGIT_BYTES)
 
     def add(
-        name: str, forward: Elementwise, backward: tuple[Elementwise, ...], inputs: tuple[str, ...], output: str, *saves: str
+        name: str,
+        forward: Elementwise,
+        backward: tuple[Elementwise, ...],
+        inputs: tuple[str, ...],
+        output: str,
+        *saves: str,
     ) -> None:
         reduced = (statistics,) if name == "loss.softmax" else ()
         b.add(Operator(name, (forward, *reduced), backward, (), 0, inputs, (output,), saves))
 
     add("loss.conversion", Elementwise(half, full), (Elementwise(full, half),), (logits,), converted)
-    add("loss.difference", Elementwise(2.0 * full, full, 2.0 * elements, kernels=2), (), (converted,), differences)
+    add(
+        "loss.difference",
+        Elementwise(2.0 * full, full, 2.0 * elements, kernels=2),
+        (),
+        (converted,),
+        differences,
+    )
     add("loss.exponential", Elementwise(full, full, elements), (), (differences,), exponentials)
     add(
         "loss.softmax", Elementwise(2.0 * full, full, 2.0 * elements, kernels=2),

@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from simulator.graph.graph import Block, Cut, Matrix, Numerics, Operator, Partition, Tensor
-from simulator.graph.quantise import activation_width, cast, scaled, stored_weights, weight_width
+from simulator.graph.quantise import (
+    activation_width,
+    cast,
+    product_kernel,
+    scaled,
+    stored_weights,
+    weight_width,
+)
 from simulator.graph.work import Collective, CollectiveKind, Elementwise, Matmul, Numeric, Work
 
 MASK_BYTES = 1.0
@@ -186,7 +193,9 @@ def quantised(b: BlockBuilder, operator: Operator, weights: Numeric, outputs: Nu
 def _matmul(b: BlockBuilder, m: Numeric, n: Numeric, k: Numeric) -> Matmul:
     numerics = b.numerics
     left, right = activation_width(numerics), weight_width(numerics)
-    return Matmul(m, n, k, 1, numerics.compute, left, right, b.width, scaled=scaled(numerics))
+    return Matmul(
+        m, n, k, 1, numerics.compute, left, right, b.width, scaled=scaled(numerics), kernel=product_kernel(numerics)
+    )  # fmt: skip
 
 
 def accumulated(
@@ -201,8 +210,9 @@ def accumulated(
     written = 2.0 * numerics.gradient_bytes if numerics.fused_accumulation else b.width
     operand = activation_width(numerics)
     product = Matmul(
-        m, n, k, count, numerics.compute, operand, operand, written, grouped, scaled=scaled(numerics)
-    )
+        m, n, k, count, numerics.compute, operand, operand, written, grouped, scaled=scaled(numerics),
+        kernel=product_kernel(numerics),
+    )  # fmt: skip
     if numerics.fused_accumulation:
         return (product,)
     elements = m * n * count

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from simulator.graph.graph import FORMAT_BYTES, Numerics, Operator
-from simulator.graph.work import Elementwise, Numeric, Work
+from simulator.graph.work import Elementwise, Numeric, ProductKernel, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,11 @@ def scaled(numerics: Numerics) -> float:
     """Return :attr:`Matmul.scaled` of products."""
     recipe = recipe_of(numerics)
     return recipe.scaled if recipe else 0.0
+
+
+def product_kernel(numerics: Numerics) -> ProductKernel:
+    """Return :attr:`Matmul.kernel`: the vendor's for recipes of training, an engine's own for what is narrow without one."""
+    return "engine" if recipe_of(numerics) is None else "vendor"
 
 
 def cast(numerics: Numerics, elements: Numeric, *, weight: bool = False) -> tuple[Elementwise, ...]:

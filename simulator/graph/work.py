@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Numeric = float | int | npt.NDArray[np.float64] | npt.NDArray[Any]
+ProductKernel = Literal["vendor", "engine"]
 AttentionKernel = Literal["latest", "flash-2", "flash-1"]
 CollectiveKind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send", "ring"]
 Axis = Literal["tensor", "context", "expert", "expert-tensor", "expert-data", "data", "replica", "pipeline"]
@@ -39,6 +40,8 @@ class Matmul:
     scaled: float = 0.0
     """Above 0 where every block of k (128 elements) has a scale: another kernel, without split-K. Its loop takes this many
     step latencies and promotions of the partial sum a block: 1 where they are pipelined, more where not."""
+    kernel: ProductKernel = "vendor"
+    """Who wrote the kernel of an 8-bit product: the vendor's library, or a serving engine."""
     split_k: bool = True
     """Whether the library may cut k between units."""
     tile: tuple[Numeric, Numeric] | None = None

@@ -45,11 +45,12 @@ def run_lines(result: Result) -> list[str]:
 def title(result: Result) -> str:
     """Return what was asked in one line."""
     hardware, outcome = result.setup.hardware, result.outcome
-    if hardware.device.name == hardware.name:
+    devices = " and ".join(device.name for device in hardware.devices)
+    if devices == hardware.name:
         place = f"{outcome.devices} x {hardware.name}"
     else:
-        nodes = f"{hardware.nodes} x " if hardware.nodes > 1 else ""
-        place = f"{nodes}{hardware.name}, {outcome.devices} x {hardware.device.name}"
+        nodes = f"{hardware.nodes} x " if hardware.nodes > 1 and not hardware.others else ""
+        place = f"{nodes}{hardware.name}, {outcome.devices} x {devices}"
     return f"{result.name}: {result.kind} of {result.setup.model.name} on {place}"
 
 

@@ -42,7 +42,11 @@ class MatmulConstants(Spec):
     peak_efficiency: Number | None = None
     """Sustained share of the dense peak with the largest tile, all waves full (clock droop, issue slots)."""
     narrow_efficiency: Number | None = None
-    """Further factor on the peak of formats of 8 bits and fewer: they are fed twice as fast, or need more power."""
+    """Further factor on the peak of 8-bit formats in the vendor's library (cuBLASLt): operands are fed twice as fast."""
+    engine_efficiency: Number | None = None
+    """The same in kernels that a serving engine brings itself (vLLM's, from CUTLASS), with scales by row and column."""
+    quarter_efficiency: Number | None = None
+    """The same of formats of 4 to 6 bits, with scales that the matrix units apply."""
     memory_efficiency: Number | None = None
     """Sustained share of the memory bandwidth where operands are streamed once."""
     cache_bandwidth: Number | None = None
@@ -340,8 +344,14 @@ class TrainingConstants(Spec):
     eager_operator: Seconds | None = None
     """CPU time to issue one operator of an eager step: Python, autograd, and the launches behind it."""
     sustained_clock: Fraction | None = None
-    """Clock of the matrix units through hours of training, products most of the time (power, heat), over that of a benchmark of
-    some milliseconds."""
+    """Highest clock of the matrix units through hours of training over that of a benchmark of some milliseconds, where power does
+    not limit it further."""
+    flop_energy: Exponent | None = None
+    """What a FLOP of 16-bit products draws through hours of training, its operands' way included, beyond the idle power [J]: the
+    board's power limit over it is the rate that holds. 0 where the clock is not the power limit's."""
+    energy_exponent: Exponent | None = None
+    """Energy of a FLOP goes with the format's bits to this power: 1 where moving operands takes it all, 2 where multipliers do,
+    whose area is the square of their width."""
     eager_error: Share | None = None
     """Its relative standard error over CPUs and versions of the software."""
 

@@ -147,6 +147,23 @@ class Hardware:
         others = tuple(replace(part, machine=change(part.machine)) for part in self.others)
         return replace(self, machine=change(self.machine), others=others)
 
+    def with_network(self, factor: float) -> Hardware:
+        """Return the same hardware with every link between nodes, or all that was measured, so much faster."""
+
+        def faster(link: LinkType) -> LinkType:
+            return link.model_copy(update={"bandwidth": link.bandwidth * factor})
+
+        def uplink(own: tuple[LinkType, int] | None) -> tuple[LinkType, int] | None:
+            return own and (faster(own[0]), own[1])
+
+        network = tuple((level, faster(link)) for level, link in self.network)
+        others = tuple(replace(part, uplink=uplink(part.uplink)) for part in self.others)
+        rates = self.rates
+        if rates is not None:
+            rows = tuple(tuple(rate * factor for rate in row) for row in rates.bandwidth)
+            rates = replace(rates, bandwidth=rows)
+        return replace(self, network=network, others=others, uplink=uplink(self.uplink), rates=rates)
+
     def placed(self, order: Sequence[int]) -> Hardware:
         """Return the same hardware with rank i on accelerator ``order[i]``.
 
@@ -363,7 +380,7 @@ class Hardware:
         if rates.between != "gpus":
             sharers = max(len(self.part_of(rank).machine.ranks) for rank in (sender, receiver))
         latency = rates.latency[row][column] if rates.latency else self._link_latency
-        return rates.bandwidth[row][column] / sharers, latency
+        return float(rates.bandwidth[row][column] / sharers), float(latency)
 
     @property
     def _link_latency(self) -> float:

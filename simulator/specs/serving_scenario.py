@@ -1,86 +1,27 @@
-"""A serving scenario as written: requests, and how a replica batches, caches and is cut over GPUs."""
+"""A serving scenario as written: its requests, and how a replica batches, caches and is cut over GPUs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from simulator.specs.base import Rate, Seconds, Spec
+from simulator.specs.base import Bytes, Seconds, Spec
 from simulator.specs.hardware import NumberFormat
-from simulator.specs.model import Natural, Positive
+from simulator.specs.model import Positive
 from simulator.specs.scenario_base import Fraction, ScenarioBase, Share
+from simulator.specs.serving_workload import ServingWorkload
 
 
-class Lengths(Spec):
-    """Distribution of prompt or output lengths in tokens."""
+class PrefixCaching(Spec):
+    """Blocks of finished requests are kept and found again by the requests that begin alike; least recently used go first."""
 
-    fixed: Positive | None = None
-    mean: Annotated[float, Field(gt=0)] | None = None
-    """Mean of a log-normal distribution, rounded up to whole tokens."""
-    sigma: Annotated[float, Field(ge=0)] = 0.0
-    """Standard deviation of the logarithm."""
-    uniform: tuple[Positive, Positive] | None = None
-    maximum: Positive | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.strip().isdecimal():
-            return {"fixed": value}
-        return {"fixed": value} if isinstance(value, int) and not isinstance(value, bool) else value
-
-    @model_validator(mode="after")
-    def _one_of(self) -> Lengths:
-        if sum(item is not None for item in (self.fixed, self.mean, self.uniform)) != 1:
-            raise PydanticCustomError("scenario", "needs one of 'fixed', 'mean' or 'uniform'")
-        if self.uniform and self.uniform[0] > self.uniform[1]:
-            raise PydanticCustomError("scenario", "'uniform' must be low, high")
-        return self
-
-
-class RequestRow(Spec):
-    """One request of a given list."""
-
-    arrival: Seconds
-    prompt: Positive
-    output: Positive
-
-
-class ServingWorkload(Spec):
-    """Requests: Poisson arrivals, all at once (offline), a closed loop of clients, or a given list."""
-
-    arrival: Literal["poisson", "offline", "closed", "list"] = "poisson"
-    rate: Rate | None = None
-    """Requests per second of Poisson arrivals."""
-    concurrency: Positive | None = None
-    """Clients of a closed loop: each sends its next request when the one before is answered."""
-    think_time: Seconds | None = None
-    """Between an answer and the client's next request, of a closed loop; none if absent."""
-    requests: Positive = 500
-    """How many are simulated."""
-    prompt: Lengths | None = None
-    output: Lengths | None = None
-    list: tuple[RequestRow, ...] | None = None
-    seed: Natural = 0
-
-    @model_validator(mode="after")
-    def _complete(self) -> ServingWorkload:
-        if self.arrival == "poisson" and self.rate is None:
-            raise PydanticCustomError("scenario", "Poisson arrivals need a 'rate' such as '5 req/s'")
-        if (self.arrival == "closed") != (self.concurrency is not None):
-            raise PydanticCustomError("scenario", "'concurrency' and arrival 'closed' belong together")
-        if self.think_time is not None and self.concurrency is None:
-            raise PydanticCustomError("scenario", "'think_time' belongs to arrival 'closed'")
-        if self.arrival == "list":
-            if not self.list:
-                raise PydanticCustomError(
-                    "scenario", "arrival 'list' needs a 'list' of {arrival, prompt, output}"
-                )
-        elif self.prompt is None or self.output is None:
-            raise PydanticCustomError("scenario", "needs the lengths 'prompt' and 'output'")
-        return self
+    dram: Bytes | None = None
+    """DRAM of a node, shared by its accelerators, that blocks move to when accelerator memory needs the room; none if absent."""
+    nvme: Bytes | None = None
+    """The same on its drives, after DRAM."""
 
 
 class ServingStrategy(Spec):
@@ -103,15 +44,38 @@ class ServingStrategy(Spec):
     max_batched_tokens: Positive = 8192
     """Token budget of one iteration."""
     chunked_prefill: bool = True
-    """Prompts are cut to fill the token budget beside decodes; false: whole prompts first."""
+    """Prompts are cut to fill the token budget; false: whole prompts."""
+    iteration: Literal["mixed", "prefill-first", "decode-first"] | None = None
+    """mixed: prompts beside decodes (Orca; Sarathi with chunks); prefill-first: prompts alone, decodes wait; decode-first: prompts
+    wait until nothing decodes. If absent, mixed with chunks, else prefill-first."""
+    order: Literal["fcfs", "priority", "shortest-prompt"] = "fcfs"
+    """Who is admitted next: the first that came, the lowest number of ``priority``, the fewest tokens to compute."""
+    priority_preemption: bool = False
+    """A waiting request that finds no room takes that of running ones with a higher number of ``priority``."""
+    kv_layout: Literal["paged", "contiguous", "virtual"] = "paged"
+    """paged: blocks of ``block_size`` tokens; contiguous: each request reserves ``reserved_tokens``; virtual: contiguous
+    addresses whose pages of ``page_size`` are mapped on demand (vAttention)."""
     block_size: Positive = 16
-    """Tokens of a KV block."""
+    """Tokens of a KV block, of the paged layout."""
+    reserved_tokens: Positive | None = None
+    """Tokens that the contiguous layout reserves for each request; the model's positions if absent."""
+    page_size: Bytes | None = None
+    """Bytes of a physical page of the virtual layout, each of one layer's keys or values: 64 KiB to 2 MiB; 2 MiB if absent."""
+    mapping_latency: Seconds | None = None
+    """Time to map one page that is not hidden behind computing, of the virtual layout; hidden if absent."""
+    prefix_cache: PrefixCaching | None = None
+    """What requests have in common is computed once (block hashes, radix tree); ``true`` for accelerator memory alone."""
     memory_utilization: Fraction = 0.9
     """Share of GPU memory that the engine may use."""
     watermark: Share = 0.01
     """Share of the KV cache that admission of a request leaves to those that run."""
-    preemption: Literal["recompute"] = "recompute"
-    """What becomes of the latest request when blocks run out: its cache is dropped and computed again."""
+    preemption: Literal["recompute", "swap"] = "recompute"
+    """What becomes of the latest request when blocks run out: its cache is dropped and computed again, or moved to DRAM."""
+    swap_space: Bytes | None = None
+    """DRAM of a node, shared by its accelerators, for swapped requests; all of it if absent."""
+    overlap_transfers: bool = True
+    """Blocks that come from or go to DRAM and drives are copied while the iteration that needs them computes, layer by layer;
+    false: before it."""
     schedule_ahead: bool = True
     """The next iteration is put together while one runs (asynchronous or overlap scheduling, the default of vLLM, SGLang and
     TensorRT-LLM since 2025): its host time is hidden, and a request that arrives meanwhile waits for one iteration more."""
@@ -122,6 +86,49 @@ class ServingStrategy(Spec):
     SGLang) or writes flagged data to them (TensorRT-LLM), or the communication library's."""
     frontend_latency: Seconds | None = None
     """From a client to the scheduler and back (HTTP, tokenising, de-tokenising); none if absent."""
+
+    @field_validator("prefix_cache", mode="before")
+    @classmethod
+    def _switched(cls, value: Any) -> Any:
+        if value in (False, "false"):
+            return None
+        return {} if value in (True, "true") else value
+
+    @model_validator(mode="after")
+    def _scheduling(self) -> ServingStrategy:
+        if problem := next(self._meaningless(), None):
+            raise PydanticCustomError("scenario", "{message}", {"message": problem})
+        return self
+
+    def _meaningless(self) -> Iterator[str]:
+        """Name options that the others leave nothing to decide."""
+        given = self.model_fields_set
+        cache, swap = self.prefix_cache, self.preemption == "swap"
+        if self.batching == "static":
+            for name in ("iteration", "prefix_cache", "kv_layout", "priority_preemption"):
+                if name in given and getattr(self, name) not in (None, False, "paged"):
+                    yield f"'{name}' has no meaning with batching 'static', whose batches reserve all they need"
+            if swap:
+                yield "preemption 'swap' has no meaning with batching 'static', which never preempts"
+        if self.priority_preemption and self.order != "priority":
+            yield "'priority_preemption' needs order 'priority'"
+        if cache and self.kv_layout != "paged":
+            yield f"'prefix_cache' shares blocks: it needs kv_layout 'paged', not '{self.kv_layout}'"
+        if cache and cache.nvme and not cache.dram:
+            yield "'prefix_cache.nvme' is filled from DRAM: it needs 'prefix_cache.dram'"
+        if self.kv_layout == "contiguous" and (swap or "watermark" in given):
+            name = "preemption 'swap'" if swap else "'watermark'"
+            yield f"{name} has no meaning with kv_layout 'contiguous', which reserves all that a request needs"
+        for name, layout in (
+            ("block_size", "paged"), ("reserved_tokens", "contiguous"), ("page_size", "virtual"),
+            ("mapping_latency", "virtual"),
+        ):  # fmt: skip
+            if getattr(self, name) is not None and name in given and self.kv_layout != layout:
+                yield f"'{name}' belongs to kv_layout '{layout}'"
+        if self.swap_space is not None and not swap:
+            yield "'swap_space' belongs to preemption 'swap'"
+        if "overlap_transfers" in given and not (swap or (cache and cache.dram)):
+            yield "'overlap_transfers' needs transfers: preemption 'swap' or 'prefix_cache.dram'"
 
 
 class ServingScenario(ScenarioBase):

@@ -49,8 +49,13 @@ class TrainingStrategy(Spec):
     """Which accelerator each rank runs on: rank i on accelerator i, or what simulated annealing over the rates of pairs finds."""
     placement_seed: Natural = 0
     """Of the random moves of ``placement: annealed``; the same seed gives the same placement."""
-    layer_split: tuple[Natural, ...] | None = None
-    """Layers of each model chunk in the order in which a micro-batch passes them; as even as possible if absent."""
+    layer_split: tuple[Natural, ...] | Literal["balanced"] | None = None
+    """Layers of each model chunk in the order in which a micro-batch passes them; ``balanced``: in proportion to the speed of
+    each stage's accelerators, within their memory; as even as possible if absent."""
+    batch_split: tuple[Positive, ...] | Literal["balanced"] | None = None
+    """Micro-batches of each replica; ``balanced``: in proportion to its speed; equal if absent."""
+    state_split: Literal["even", "memory"] = "even"
+    """Shares of states that are cut over replicas: equal, or in proportion to what memory each rank has left."""
     expert_capacity: Annotated[float, Field(ge=1.0)] | None = None
     """Slots of an expert over its mean load: what exceeds them is dropped, what is missing padded; absent: dropless."""
     expert_nodes: Positive | None = None

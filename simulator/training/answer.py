@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,7 @@ from simulator.engine import Timeline
 from simulator.graph import Attention, Matmul, Shape, Work, build
 from simulator.specs import OperatorClass, Span
 from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup, constants_used
-from simulator.training.lower import GATHER, REDUCTION, Lowered
+from simulator.training.lower import GATHER, REDUCTION, Lowered, Replica
 from simulator.training.passes import EXCHANGE
 from simulator.training.reliability import reliability
 from simulator.training.states import checkpoint_bytes
@@ -31,9 +31,13 @@ SOURCES = (
 )
 
 
-def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Timeline) -> Outcome:
+def outcome(step: Step, replicas: Sequence[Replica], lowered: Lowered, timeline: Timeline) -> Outcome:
     """Return the answer of a step from its timeline."""
     plan, scenario, setup = step.plan, step.scenario, step.setup
+    stages = [stage for replica in replicas for stage in replica.stages]
+    labels = [
+        f"{replica.label} stage {index}".strip() for replica in replicas for index in range(len(replica.stages))
+    ]
     seconds = timeline.makespan
     works = [_passes(stage) for stage in stages]
     busiest = max(range(len(stages)), key=lambda i: float(works[i].time) + stages[i].optimizer)
@@ -43,10 +47,10 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
     speed = math.hypot(kernels, composition)
     tokens = scenario.workload.global_batch * scenario.workload.sequence
     model_flops = _model_flops(step)
-    peak = peak_flops(setup.hardware.device, plan.numerics.compute)
+    peak = _mean_peak(step)
     hardware_flops = _executed_flops(step)
     ideal = float(works[busiest].time)
-    memory = _memory(stages, lowered, timeline)
+    memory = _memory(stages, labels, lowered, timeline)
     bubble = accounts.bottlenecks.get("bubble", 0.0) / ideal
     rate, needed = tokens / seconds, model_flops / seconds / plan.ranks
 
@@ -76,7 +80,7 @@ def outcome(step: Step, stages: list[StageWork], lowered: Lowered, timeline: Tim
             plan.groups.expert * plan.groups.expert_tensor,
         )  # fmt: skip
         metrics |= reliability(
-            seconds, plan.ranks, float(size), scenario.operations, ranks_per_node=setup.hardware.ranks_per_node,
+            seconds, plan.ranks, float(size), scenario.operations, ranks_per_node=-(-setup.hardware.size // setup.hardware.nodes),
             samples=scenario.workload.global_batch, tokens_per_step=tokens, tokens=scenario.workload.tokens, error=speed,
         )  # fmt: skip
     busy = (float(works[busiest].time) + stages[busiest].optimizer) / seconds
@@ -183,15 +187,17 @@ def _link_name(span: Span, inside: Bottleneck) -> Bottleneck:
     return inside if all(tier.name == "node" for tier in span.tiers) else "network"
 
 
-def _memory(stages: list[StageWork], lowered: Lowered, timeline: Timeline) -> tuple[MemoryUse, ...]:
+def _memory(
+    stages: list[StageWork], labels: list[str], lowered: Lowered, timeline: Timeline
+) -> tuple[MemoryUse, ...]:
     """The ledger of every stage's GPU, the fullest first."""
     rows = []
     for index, stage in enumerate(stages):
         peak = timeline.ledger.peak(lowered.memories[index])
         rows.append(
             MemoryUse(
-                f"GPU of stage {index}" if len(stages) > 1 else "GPU", "hbm", stage.capacity, peak.bytes, peak.time,
-                dict(peak.by_category), tuple(Holding(name, size) for name, size in peak.holders), f"stage {index}",
+                f"GPU of {labels[index]}" if len(stages) > 1 else "GPU", "hbm", stage.capacity, peak.bytes, peak.time,
+                dict(peak.by_category), tuple(Holding(name, size) for name, size in peak.holders), labels[index],
             )
         )  # fmt: skip
     return tuple(sorted(rows, key=lambda use: -use.peak))
@@ -246,7 +252,21 @@ def _all_ranks(step: Step, flops: Callable[[tuple[Work, ...]], float], *, repeat
                 works += [work for op in block.operators if op.name in again for work in op.forward]
             total += flops(tuple(works))
     plan = step.plan
-    return total * plan.tensor * plan.context * plan.micro_batches * plan.data
+    return total * plan.tensor * plan.context * plan.all_micro_batches
+
+
+def _mean_peak(step: Step) -> float:
+    """Peak of products of one accelerator, the mean where they differ [FLOP/s]."""
+    hardware, compute = step.setup.hardware, step.plan.numerics.compute
+    counts = Counter(
+        {part.machine.ranks[0].device.name: len(part.machine.ranks) * part.nodes for part in hardware.parts}
+        if step.plan.ranks == hardware.size
+        else Counter(hardware.device_of(rank).name for rank in range(step.plan.ranks))
+        if hardware.others
+        else {hardware.device.name: 1}
+    )
+    peaks = {device.name: float(peak_flops(device, compute)) for device in hardware.devices}
+    return sum(peaks[name] * count for name, count in counts.items()) / counts.total()
 
 
 def _total_parameters(setup: Setup) -> float:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from simulator.graph import Numeric
 from simulator.training.liveness import Liveness
 from simulator.training.makespan import MessageSeconds, PassSeconds, makespan
 from simulator.training.numbers import ChunkNumbers, LayerNumbers, holdings, paired
 from simulator.training.plan import Plan
-from simulator.training.recurrence import PARTS, Floats, Integers, LayerSeconds, Rows
+from simulator.training.recurrence import PARTS, Floats, Integers, LayerSeconds, Link, Rows
 from simulator.training.schedules import Part
 from simulator.training.work import LayerMessages, Message, StageWork
 
@@ -87,12 +88,12 @@ def answers(
         where = np.flatnonzero(np.isin(tail, members))
         if not len(where):
             continue
-        # without communication beside passes all tails share the ends of a body
-        key = body[where] * len(tails) + tail[where] if mode.rows else body[where]
+        # tails that communicate alike beside passes share the ends of a body
+        alike = _alike(tails, members, mode)
+        key = body[where] * len(tails) + alike[tail[where]]
         unique, back = np.unique(key, return_inverse=True)
-        own_body = unique // len(tails) if mode.rows else unique
-        own_tail = unique % len(tails) if mode.rows else None
-        layers = None if own_tail is None else _layers(bodies, tails, own_body, own_tail, mode)
+        own_body, own_tail = unique // len(tails), unique % len(tails)
+        layers = _layers(bodies, tails, own_body, own_tail, mode) if mode.rows else None
         ends = makespan(
             plan.table.name, plan.pipeline, plan.micro_batches, plan.table.chunks, _passes(bodies, tails, own_body, pair),
             _taken(bodies.messages, own_body), layers=layers, pair=pair,
@@ -129,15 +130,25 @@ def _mode(stages: Sequence[StageWork]) -> _Mode:
     return _Mode(frozenset(rows), 0, True, bounded)
 
 
-def _sharing(stage: StageWork) -> float:
-    """Return how much longer a gather and a reduction take per second in which both are on the link of a stage."""
+def _alike(tails: Sequence[Sequence[StageWork]], members: Sequence[int], mode: _Mode) -> Integers:
+    """Return for each tail of a mode the first one that communicates as it does."""
+    found = np.zeros(len(tails), dtype=np.int64)
+    first: dict[Any, int] = {}
+    for index in members:
+        seen: dict[int, tuple[Any, ...]] = {}
+        for layer in (layer for stage in tails[index] for chunk in stage.messages for layer in chunk):
+            seen.setdefault(id(layer), (layer.gather, layer.reduce, layer.replicate, layer.optimizer))
+        found[index] = first.setdefault(tuple(seen.values()) if mode.rows else (), index)
+    return found
+
+
+def _bandwidth(stage: StageWork) -> float:
+    """Return the bandwidth of the link of a stage to its replicas [B/s]."""
     layers = [layer for chunk in stage.messages for layer in chunk]
-    messages = [m for layer in layers for m in (*layer.gather, *layer.reduce) if m.size]
-    if not messages:
-        return 0.0
-    bandwidth = max(message.bandwidth for message in messages)
-    # each gets half of the link, or what it can take
-    return max(0.0, 2.0 * max(message.rate for message in messages) / bandwidth - 1.0)
+    return max(
+        (m.bandwidth for layer in layers for m in (*layer.gather, *layer.reduce, *layer.replicate)),
+        default=0.0,
+    )
 
 
 def _passes(bodies: Bodies, tails: Sequence[Sequence[StageWork]], body: Integers, pair: bool) -> PassSeconds:
@@ -176,15 +187,12 @@ def _layers(
     longest = max(len(one) for stage in bodies.chunks for chunk in stage for one in chunk.layers.values())
     kinds = stages * chunks * len(PARTS)
     shape = (kinds, longest, len(body))
-    compute, gather, reduce, replicate, update, gather_latency, reduce_latency = (
-        np.zeros(shape) for _ in range(7)
-    )
+    compute, gather, reduce, replicate, update = (np.zeros(shape) for _ in range(5))
+    flows = [np.zeros(shape) for _ in range(4)] if "all" in mode.rows else []
     count = np.zeros(kinds, dtype=np.int64)
     tables: dict[tuple[int, ...], tuple[Floats, ...]] = {}
     everywhere = "all" in mode.rows
-    sharing = (
-        np.array([[_sharing(stage) for stage in works] for works in tails]).T[:, tail] if everywhere else None
-    )
+    bandwidth = np.array([[_bandwidth(stage) for stage in works] for works in tails]).T[:, tail]
     for stage, held in enumerate(bodies.chunks):
         for index, chunk in enumerate(held):
             for number, part in enumerate(PARTS):
@@ -199,17 +207,18 @@ def _layers(
                 if key not in tables:
                     tables[key] = _message_table(work)
                 order = slice(None) if part == "forward" else slice(None, None, -1)
-                gathers, reduces, replicates, updates, waits, delays = (
-                    table[order][:, tail] for table in tables[key]
-                )
-                if part == "forward" or (everywhere and mode.reshard and part != "weight-gradient"):
-                    gather[at], gather_latency[at] = gathers, waits
+                columns = [table[order][:, tail] for table in tables[key]]
+                gathers = part == "forward" or (everywhere and mode.reshard and part != "weight-gradient")
+                if gathers:
+                    gather[at] = columns[0]
                 if part in GRADIENTS:
-                    reduce[at], replicate[at], update[at] = reduces, replicates, updates
-                    reduce_latency[at] = delays
+                    reduce[at], replicate[at], update[at] = columns[1:4]
+                there = (gathers, gathers, part in GRADIENTS, part in GRADIENTS)
+                for flow, column, some in zip(flows, columns[4:], there, strict=False):
+                    flow[at] = column * some
                 seconds = chunk.layers[part][:, body]
                 occupancy = tails[0][stage].communication.occupancy
-                compute[at] = seconds + occupancy * np.minimum(seconds, gather[at] * everywhere + reduce[at])
+                compute[at] = seconds + occupancy * np.minimum(seconds, gather[at] + reduce[at])
     return LayerSeconds(
         mode.rows,
         compute,
@@ -219,9 +228,7 @@ def _layers(
         update,
         count,
         mode.prefetch,
-        gather_latency,
-        reduce_latency,
-        sharing,
+        Link(bandwidth, *flows) if flows else None,
         mode.bounded,
     )
 
@@ -235,8 +242,19 @@ def _message_table(tails: Sequence[Sequence[LayerMessages]]) -> tuple[Floats, ..
     return (
         some(lambda layer: _total(layer.gather)), some(lambda layer: _total(layer.reduce)),
         some(lambda layer: _total(layer.replicate)), some(lambda layer: layer.optimizer),
-        some(lambda layer: sum(m.latency for m in layer.gather)), some(lambda layer: sum(m.latency for m in layer.reduce)),
+        some(lambda layer: _latency(layer.gather)), some(lambda layer: _rate(layer.gather)),
+        some(lambda layer: _latency(layer.reduce)), some(lambda layer: _rate(layer.reduce)),
     )  # fmt: skip
+
+
+def _latency(messages: Sequence[Message]) -> float:
+    return sum(message.latency for message in messages)
+
+
+def _rate(messages: Sequence[Message]) -> float:
+    """Return the mean rate of messages that flow one after the other [B/s]."""
+    flow = _total(messages) - _latency(messages)
+    return sum(message.size for message in messages) / flow if flow > 0.0 else 0.0
 
 
 def _total(messages: Sequence[Message]) -> float:
@@ -280,8 +298,12 @@ def _peak(
 
 
 def _picked(memory: Liveness, where: Integers) -> Liveness:
-    parts = (memory.saved, memory.forward_peak, memory.backward_peak, memory.between)
-    return Liveness(*(np.asarray(part)[where] for part in parts))
+    def some(size: Numeric) -> Floats:
+        return np.asarray(size)[where]
+
+    return Liveness(
+        some(memory.saved), some(memory.forward_peak), some(memory.backward_peak), some(memory.between)
+    )
 
 
 def _buffers(stage: StageWork, mode: _Mode) -> float:

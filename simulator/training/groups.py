@@ -97,12 +97,7 @@ class Groups:
 
     def boundary(self, hardware: Hardware, sender: int, receiver: int) -> Span:
         """Return what a message from one stage to another crosses: the node's fabric or the network."""
-        low, high = sorted((sender * self.stage_stride, receiver * self.stage_stride))
-        per_node = hardware.ranks_per_node
-        if low // per_node == high // per_node:
-            return hardware.span(2, high - low)
-        nodes = high // per_node - low // per_node
-        return hardware.span(2, nodes * per_node)
+        return hardware.pair(sender * self.stage_stride, receiver * self.stage_stride)
 
     def _stride(self, ranks: int) -> int:
         """Distance of ranks that are ``ranks`` apart among those of one stage."""

@@ -13,7 +13,9 @@ from simulator.training.schedules import faults as schedule_faults
 
 def faults(scenario: TrainingScenario, model: Model, hardware: Hardware, groups: Groups) -> list[str]:
     """Return the rules that a scenario breaks, a line each."""
-    micro_batches = max(1, scenario.workload.global_batch // (groups.data * scenario.strategy.micro_batch))
+    split = scenario.strategy.batch_split
+    even = max(1, scenario.workload.global_batch // (groups.data * scenario.strategy.micro_batch))
+    micro_batches = max(split) if isinstance(split, tuple) and split else even
     return [
         *_counts(scenario, hardware, groups),
         *_divisibility(scenario, model, groups),
@@ -111,6 +113,8 @@ def _states(scenario: TrainingScenario, groups: Groups) -> Iterator[str]:
             f"strategy.shard_group: {groups.shard} does not divide the {groups.replicas} ranks of data_parallel {groups.data} "
             f"x context_parallel {groups.context}"
         )
+    if strategy.state_split == "memory" and not strategy.zero_stage:
+        yield "strategy.state_split: needs zero_stage of 1 or more"
     for name, default in (("reshard_after_forward", True), ("prefetch", 1)):
         if strategy.zero_stage < 3 and getattr(strategy, name) != default:
             yield f"strategy.{name}: needs zero_stage 3"
@@ -142,7 +146,9 @@ def _overlaps(scenario: TrainingScenario, model: Model, groups: Groups) -> Itera
 
 def _batch(scenario: TrainingScenario, model: Model, groups: Groups) -> Iterator[str]:
     strategy, workload = scenario.strategy, scenario.workload
-    if workload.global_batch % (groups.data * strategy.micro_batch):
+    if strategy.batch_split is not None:
+        yield from _uneven_batch(scenario, groups)
+    elif workload.global_batch % (groups.data * strategy.micro_batch):
         yield (
             f"workload.global_batch: {workload.global_batch} is no multiple of "
             f"data_parallel {groups.data} x micro_batch {strategy.micro_batch}"
@@ -150,6 +156,26 @@ def _batch(scenario: TrainingScenario, model: Model, groups: Groups) -> Iterator
     if model.position == "learned" and workload.sequence > model.max_position_embeddings:
         yield (
             f"workload.sequence: {workload.sequence} exceeds {model.name}'s {model.max_position_embeddings} learned positions"
+        )
+
+
+def _uneven_batch(scenario: TrainingScenario, groups: Groups) -> Iterator[str]:
+    strategy, batch = scenario.strategy, scenario.workload.global_batch
+    split = strategy.batch_split
+    if groups.data == 1:
+        yield "strategy.batch_split: one replica takes all micro-batches"
+    if strategy.zero_stage >= 2:
+        yield f"strategy.batch_split: zero_stage {strategy.zero_stage} reduces after every micro-batch, which needs equal counts"
+    if batch % strategy.micro_batch:
+        yield f"workload.global_batch: {batch} is no multiple of micro_batch {strategy.micro_batch}"
+    elif split == "balanced":
+        if batch // strategy.micro_batch < groups.data:
+            yield f"strategy.batch_split: {batch // strategy.micro_batch} micro-batches for {groups.data} replicas"
+    elif split is not None and len(split) != groups.data:
+        yield f"strategy.batch_split: {len(split)} counts for {groups.data} replicas"
+    elif split is not None and sum(split) * strategy.micro_batch != batch:
+        yield (
+            f"strategy.batch_split: {sum(split)} micro-batches of {strategy.micro_batch} are no batch of {batch} sequences"
         )
 
 
@@ -163,8 +189,8 @@ def _schedule(scenario: TrainingScenario, model: Model, groups: Groups, micro_ba
     kind = SCHEDULES[strategy.schedule]
     places = kind.places(stages, chunks)
     layers = model.num_hidden_layers + model.num_encoder_layers
-    if strategy.layer_split is not None:
-        split = strategy.layer_split
+    split = strategy.layer_split
+    if isinstance(split, tuple):
         if len(split) != places:
             yield f"strategy.layer_split: {len(split)} counts for {places} model chunks"
         elif sum(split) != layers:

@@ -36,65 +36,80 @@ class Lowered:
     """Gathers of parameters after the optimizer step, by stage."""
 
 
-def lower(
-    name: str,
-    table: Pipeline,
-    stages: Sequence[StageWork],
-    boundaries: Mapping[tuple[int, int], Message],
-    *,
-    detail: bool = False,
-) -> Lowered:
+@dataclass(frozen=True)
+class Replica:
+    """Replicas of the model that do the same: their tables, what their stages do, and the messages between these."""
+
+    table: Pipeline
+    stages: Sequence[StageWork]
+    boundaries: Mapping[tuple[int, int], Message]
+    """By the stages that send and receive: an activation, or its gradient."""
+    label: str = ""
+    """What tells them from others, where there are several kinds."""
+
+
+def lower(name: str, replicas: Sequence[Replica], *, detail: bool = False) -> Lowered:
     """Return the program of one step.
 
     Parameters
     ----------
     name : str
         Of the program.
-    table : Pipeline
-        The routes of micro-batches over chunks.
-    stages : sequence of StageWork
-        In pipeline order.
-    boundaries : mapping
-        The message from one stage to another, an activation or its gradient, by both stages.
+    replicas : sequence of Replica
+        One of each kind; their gradients are reduced when all have them.
     detail : bool
         One task for each operator of a pass instead of one for each pass; the step takes the same time.
     """
-    lowering = _Lowering(name, table, stages, boundaries, detail)
-    lowering.passes()
-    lowering.finish()
-    return lowering.out
+    out = Lowered(Program(name))
+    kinds = [_Lowering(out, replica, detail, together=len(replicas) == 1) for replica in replicas]
+    for kind in kinds:
+        kind.passes()
+    _reduce_together(kinds)
+    for stage in range(len(replicas[0].stages)):
+        for kind in kinds:
+            kind.reduce(stage, [other.last_pass[stage] for other in kinds])
+    for kind in kinds:
+        kind.finish()
+    return out
+
+
+def _reduce_together(kinds: Sequence[_Lowering]) -> None:
+    """Emit the reductions that waited for replicas of another kind, layer by layer."""
+    for stage in range(len(kinds[0].stages)):
+        for entries in zip(*(kind.postponed[stage] for kind in kinds), strict=True):
+            ends = [ran[1] for _, ran in entries]
+            for kind, (own, ran) in zip(kinds, entries, strict=True):
+                kind.send(stage, own, ran, ends, final=True)
 
 
 class _Lowering:
-    def __init__(
-        self,
-        name: str,
-        table: Pipeline,
-        stages: Sequence[StageWork],
-        boundaries: Mapping[tuple[int, int], Message],
-        detail: bool,
-    ) -> None:
-        self.table, self.stages, self.boundaries, self.detail = table, stages, boundaries, detail
-        self.program = program = Program(name)
-        self.out = Lowered(program)
-        for index, stage in enumerate(stages):
-            self.out.streams.append(program.stream(f"stage {index}"))
-            self.out.memories.append(program.memory(f"stage {index} HBM", stage.capacity))
+    def __init__(self, out: Lowered, replica: Replica, detail: bool, *, together: bool) -> None:
+        self.table, self.stages, self.boundaries = replica.table, replica.stages, replica.boundaries
+        self.detail, self.together = detail, together
+        self.out, self.program = out, out.program
+        self.first = len(out.streams)
+        program, label = out.program, f"{replica.label} " if replica.label else ""
+        for index, stage in enumerate(self.stages):
+            out.last_pass.append(-1)
+            out.streams.append(program.stream(f"{label}stage {index}"))
+            out.memories.append(program.memory(f"{label}stage {index} HBM", stage.capacity))
             for category, size in stage.resident.items():
-                program.allocate(self.out.memories[index], size, category, name=category)
+                program.allocate(out.memories[-1], size, category, name=category)
+        self.streams, self.memories = out.streams[self.first :], out.memories[self.first :]
         self.links = {
-            (sender, receiver): program.link(f"stage {sender} to {receiver}", message.bandwidth)
-            for (sender, receiver), message in boundaries.items()
+            (sender, receiver): program.link(f"{label}stage {sender} to {receiver}", message.bandwidth)
+            for (sender, receiver), message in self.boundaries.items()
         }
-        self.replicas = [_Replicas(program, index, stage) for index, stage in enumerate(stages)]
-        self.finals = [_finals(stage) for stage in stages]
-        self.position = [0] * len(stages)
+        self.replicas = [_Replicas(program, f"{label}stage {index}", stage) for index, stage in enumerate(self.stages)]
+        self.finals = [_finals(stage) for stage in self.stages]
+        self.position = [0] * len(self.stages)
         self.arrived: dict[tuple[bool, int, int, int], int] = {}
         self.forward_ran: dict[tuple[int, int, int], list[Ran]] = {}
-        self.computed: list[list[int]] = [[] for _ in stages]
+        self.computed: list[list[int]] = [[] for _ in self.stages]
         self.held: dict[tuple[int, int, int, int], int] = {}
-        self.sent: list[list[list[int]]] = [[] for _ in stages]
-        self.last_pass = [-1] * len(stages)
+        self.sent: list[list[list[int]]] = [[] for _ in self.stages]
+        self.postponed: list[list[tuple[LayerMessages, Ran]]] = [[] for _ in self.stages]
+        self.last_pass = [-1] * len(self.stages)
 
     # --- order of emission ------------------------------------------------------------------------------------------
 
@@ -148,7 +163,7 @@ class _Lowering:
             both = [(chunk, row.part) for chunk, row in zip(chunks, rows, strict=True)]
             seconds = paired_seconds(both, work.communication.occupancy)
             task = self.program.compute(
-                self.out.streams[stage], seconds, after=after, tag="pair", name=" with ".join(labels)
+                self.streams[stage], seconds, after=after, tag="pair", name=" with ".join(labels)
             )
             tasks = [[(task, task)], [(task, task)]]
         else:
@@ -171,7 +186,7 @@ class _Lowering:
             return self._layers(stage, row, label, chunk, after)
         if not self.detail:
             task = self.program.compute(
-                self.out.streams[stage], chunk.seconds(row.part), after=after, tag=row.part, name=label
+                self.streams[stage], chunk.seconds(row.part), after=after, tag=row.part, name=label
             )
             return [(task, task)]
         found = []
@@ -189,12 +204,12 @@ class _Lowering:
             name = f"{label} {operator.name}"
             tasks.append(
                 self.program.compute(
-                    self.out.streams[stage], operator.time * scale, after=after, tag=part, name=name
+                    self.streams[stage], operator.time * scale, after=after, tag=part, name=name
                 )
             )
             after = []
         if not tasks:
-            tasks = [self.program.compute(self.out.streams[stage], 0.0, after=after, tag=part, name=label)]
+            tasks = [self.program.compute(self.streams[stage], 0.0, after=after, tag=part, name=label)]
         return tasks[0], tasks[-1]
 
     # --- communication with replicas ----------------------------------------------------------------------------------
@@ -229,18 +244,17 @@ class _Lowering:
         found: list[Ran] = []
         for operators, layer in zip(chunk.operators[part], chunk.order(part), strict=True):
             own = messages[layer]
-            waits, gathered = self._gather(stage, row, layer, own)
-            if sends and own.gradients:
-                waits = [*waits, *self._room(stage)]
+            gathers, gathered = self._gather(stage, row, layer, own)
+            waits = [*after, *gathers, *(self._room(stage) if sends and own.gradients else ())]
             seconds = sum(operator.time for operator in operators)
-            beside = sum(m.time for m in own.gather) * (gathered is not None) + sum(m.time for m in own.reduce) * sends
+            beside = sum(m.time for m in own.gather) * bool(gathers) + sum(m.time for m in own.reduce) * sends
             slowed = communication.occupancy * min(seconds, beside)
             if self.detail:
                 scale = 1.0 + (slowed / seconds if seconds else 0.0)
-                ran = self._operators(stage, label, operators, part, [*after, *waits], scale)
+                ran = self._operators(stage, label, operators, part, waits, scale)
             else:
                 task = self.program.compute(
-                    self.out.streams[stage], seconds + slowed, after=[*after, *waits], tag=part,
+                    self.streams[stage], seconds + slowed, after=waits, tag=part,
                     name=f"{label} layer {layer}",
                 )  # fmt: skip
                 ran = (task, task)
@@ -251,7 +265,7 @@ class _Lowering:
                 self._reduce(stage, own, ran, final=final)
             if gradients and own.optimizer:
                 self.program.compute(
-                    self.out.streams[stage], own.optimizer, after=self.replicas[stage].take(), tag="optimizer",
+                    self.streams[stage], own.optimizer, after=self.replicas[stage].take(), tag="optimizer",
                     name=f"update of layer {layer}",
                 )  # fmt: skip
             found.append(ran)
@@ -286,19 +300,26 @@ class _Lowering:
             self.held[(stage, row.chunk, row.micro_batch, layer)] = gathered
             return
         self.program.allocate(
-            self.out.memories[stage], own.gathered, "gathered parameters", at=gathered, until=[end],
+            self.memories[stage], own.gathered, "gathered parameters", at=gathered, until=[end],
             name=f"parameters of layer {layer}",
         )  # fmt: skip
 
     def _reduce(self, stage: int, own: LayerMessages, ran: Ran, *, final: bool) -> None:
-        """Send a layer's gradients on; they are held until they have arrived."""
+        """Send a layer's gradients on, or wait with it for replicas of another kind."""
+        if self.together:
+            self.send(stage, own, ran, [ran[1]], final=final)
+        else:
+            self.postponed[stage].append((own, ran))
+
+    def send(self, stage: int, own: LayerMessages, ran: Ran, ends: list[int], *, final: bool) -> None:
+        """Send a layer's gradients on when all replicas have them; they are held until they have arrived."""
         replicas = self.replicas[stage]
         messages = [*own.reduce, *(own.replicate if final else ())]
-        tasks = [replicas.reduce(message, ran[1]) for message in messages]
+        tasks = [replicas.reduce(message, ends) for message in messages]
         if own.gradients and tasks:
             self.sent[stage].append(tasks)
             self.program.allocate(
-                self.out.memories[stage], own.gradients, "gradient buckets", at=ran[0], until=tasks, name="gradients of a layer"
+                self.memories[stage], own.gradients, "gradient buckets", at=ran[0], until=tasks, name="gradients of a layer"
             )
 
     # --- memory and messages ------------------------------------------------------------------------------------------
@@ -336,13 +357,13 @@ class _Lowering:
 
     def _hold(self, stage: int, size: Numeric, name: str, start: int, ran: Ran) -> None:
         if float(size):
-            self.program.allocate(self.out.memories[stage], float(size), "activations", at=start, until=[ran[1]], name=name)
+            self.program.allocate(self.memories[stage], float(size), "activations", at=start, until=[ran[1]], name=name)
 
     def _working(self, stage: int, size: Numeric, name: str, holders: Mapping[str, Numeric], ran: Ran) -> None:
         if float(size):
             largest = next(iter(holders), "")
             self.program.allocate(
-                self.out.memories[stage], float(size), "working memory", at=ran[0], until=[ran[1]],
+                self.memories[stage], float(size), "working memory", at=ran[0], until=[ran[1]],
                 name=f"{name}: {largest}" if largest else name,
             )  # fmt: skip
 
@@ -365,15 +386,18 @@ class _Lowering:
         self.arrived[(forward, route, place, row.micro_batch)] = task
         return [neighbour]
 
+    def reduce(self, stage: int, ends: list[int]) -> None:
+        """Reduce the gradients of a whole stage when all replicas have them."""
+        self.out.last_pass[self.first + stage] = self.last_pass[stage]
+        for message in self.stages[stage].reduction:
+            self.replicas[stage].reduce(message, ends)
+
     def finish(self) -> None:
-        """Reduce gradients, step the optimizer, gather parameters."""
+        """Step the optimizer, gather parameters."""
         for stage, work in enumerate(self.stages):
-            replicas, last = self.replicas[stage], self.last_pass[stage]
-            self.out.last_pass.append(last)
-            for message in work.reduction:
-                replicas.reduce(message, last)
+            replicas = self.replicas[stage]
             step = self.program.compute(
-                self.out.streams[stage], work.optimizer, after=replicas.take(), tag="optimizer", name="optimizer"
+                self.streams[stage], work.optimizer, after=replicas.take(), tag="optimizer", name="optimizer"
             )
             self.out.optimizer.append(step)
             self.out.gathers.append([replicas.gather(message, [step]) for message in work.gather])
@@ -382,16 +406,16 @@ class _Lowering:
 class _Replicas:
     """The link of a stage to its replicas, and the two streams that its collectives queue on."""
 
-    def __init__(self, program: Program, stage: int, work: StageWork) -> None:
+    def __init__(self, program: Program, name: str, work: StageWork) -> None:
         self.program = program
         messages = [*work.reduction, *work.gather]
         for chunk in work.messages:
             for layer in chunk:
                 messages += [*layer.gather, *layer.reduce, *layer.replicate]
         if messages:
-            self.link = program.link(f"stage {stage} data-parallel", max(m.bandwidth for m in messages))
-            self.gathering = program.stream(f"stage {stage} gather")
-            self.reducing = program.stream(f"stage {stage} reduction")
+            self.link = program.link(f"{name} data-parallel", max(m.bandwidth for m in messages))
+            self.gathering = program.stream(f"{name} gather")
+            self.reducing = program.stream(f"{name} reduction")
         self.reductions: list[int] = []
 
     def gather(self, message: Message, after: list[int]) -> int:
@@ -400,9 +424,9 @@ class _Replicas:
             stream=self.gathering, tag=GATHER, name="parameters",
         )  # fmt: skip
 
-    def reduce(self, message: Message, after: int) -> int:
+    def reduce(self, message: Message, after: list[int]) -> int:
         task = self.program.transfer(
-            [self.link], message.size, after=[after], latency=message.latency, max_rate=message.rate,
+            [self.link], message.size, after=after, latency=message.latency, max_rate=message.rate,
             stream=self.reducing, tag=REDUCTION, name="gradients",
         )  # fmt: skip
         self.reductions.append(task)

@@ -13,7 +13,7 @@ reached a longer table is tried, in the end the whole one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from simulator.training.recurrence import (
     Floats,
     Integers,
     LayerSeconds,
+    Link,
     Recurrence,
     Times,
     period_of,
@@ -126,7 +127,7 @@ def makespan(
     left: Any = np.arange(count)
 
     def gone_through(some: int, where: Integers) -> tuple[Recurrence, Times]:
-        table = recurrence(name, stages, some, chunks, pair=pair)
+        table = recurrence(name, stages, some, chunks, pair=pair, periodic=some < micro_batches)
         return table, table.run(seconds[:, where], latency[:, where], flow[:, where], _picked(layers, where))
 
     for shorter in _shorter(name, stages, micro_batches, chunks, pair) if shortcut else ():
@@ -168,12 +169,11 @@ class _Result:
 def _picked(layers: LayerSeconds | None, where: Integers) -> LayerSeconds | None:
     if layers is None:
         return None
-    names: tuple[str, ...] = ("compute", "gather", "reduce", "replicate", "update")
-    names += ("gather_latency", "reduce_latency", "sharing")
-    given = {name: getattr(layers, name) for name in names}
-    return replace(
-        layers, **{name: None if array is None else array[..., where] for name, array in given.items()}
-    )
+    names = ("compute", "gather", "reduce", "replicate", "update")
+    link = layers.link
+    if link is not None:
+        link = Link(*(getattr(link, one.name)[..., where] for one in fields(link)))
+    return replace(layers, link=link, **{name: getattr(layers, name)[..., where] for name in names})
 
 
 def _durations(passes: PassSeconds, *, pairs: bool) -> Floats:
@@ -189,8 +189,8 @@ def _durations(passes: PassSeconds, *, pairs: bool) -> Floats:
 
 def _shorter(name: str, stages: int, micro_batches: int, chunks: int, pair: bool) -> Iterator[int]:
     """Return counts of micro-batches to try in turn, each whole periods below the count that is asked for."""
-    step = period_of(name, stages, chunks, pair=pair)
     tried = 4 * stages + 8
+    step = period_of(name, stages, chunks, pair=pair) if tried < micro_batches // 2 else 0
     while step and tried < micro_batches // 2:
         # cycles often are as long as the pipeline
         whole = step * stages if micro_batches - tried > step * stages else step

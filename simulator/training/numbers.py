@@ -44,22 +44,12 @@ class LayerNumbers:
             part: np.array([float(one.times[part].by_bound.get(EXCHANGE, 0.0)) for one in layers])
             for part in parts
         }
-        names = ("saved", "forward_peak", "backward_peak", "between")
-        memory = (np.array([float(getattr(one.memory, name)) for one in layers]) for name in names)
-        return cls(some("host"), some("device"), some("end"), exchange, Liveness(*memory))
 
-    def take(self, where: Floats) -> LayerNumbers:
-        """Return the numbers of some configurations, each as often as it is named."""
+        def size(attribute: str) -> Floats:
+            return np.array([float(getattr(one.memory, attribute)) for one in layers])
 
-        def some(columns: Mapping[Part, Floats]) -> dict[Part, Floats]:
-            return {part: column[where] for part, column in columns.items()}
-
-        memory = self.memory
-        parts = (memory.saved, memory.forward_peak, memory.backward_peak, memory.between)
-        return LayerNumbers(
-            some(self.host), some(self.device), some(self.end), some(self.exchange),
-            Liveness(*(np.asarray(part)[where] for part in parts)),
-        )  # fmt: skip
+        memory = Liveness(size("saved"), size("forward_peak"), size("backward_peak"), size("between"))
+        return cls(some("host"), some("device"), some("end"), exchange, memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +128,9 @@ def holdings(
     name: str, stages: int, micro_batches: int, chunks: int, *, pair: bool = False
 ) -> tuple[Holdings, ...]:
     """Return what each stage of a schedule holds; schedules that repeat are looked at as far as they fill up."""
-    step = period_of(name, stages, chunks, pair=pair)
     enough = 4 * stages + 8
-    if step and micro_batches > enough:
+    step = period_of(name, stages, chunks, pair=pair) if micro_batches > enough else 0
+    if step:
         micro_batches -= (micro_batches - enough) // step * step
     table = pipeline(name, stages, micro_batches, chunks, pair=pair)
     return tuple(_holdings(orders, table.chunks, pair) for orders in table.orders)

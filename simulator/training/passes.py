@@ -149,7 +149,7 @@ class PassPricer:
         parts: tuple[Part, ...] = PARTS[:2], eager: bool = True, overlap: Overlap = "backward",
         shared_experts: bool = False, codec: Codec | None = None,
     ) -> None:  # fmt: skip
-        self._graph, self._cost, self._spans, self._parts = graph, cost, spans, parts
+        self._graph, self._cost, self._spans, self.parts = graph, cost, spans, parts
         self._overlap, self._shared_experts, self._codec = overlap, shared_experts, codec
         self._groups = {axis: span.size for axis, span in spans.items()}
         self._operator = float(cost.calibration.training.eager_operator or 0.0) if eager else 0.0
@@ -160,7 +160,7 @@ class PassPricer:
         sequence = [self.layer(block, again) for block, again in layers]
         operators: dict[Part, tuple[tuple[OperatorPass, ...], ...]] = {}
         times: dict[Part, Breakdown] = {}
-        for part in self._parts:
+        for part in self.parts:
             ordered = sequence if part == "forward" else sequence[::-1]
             times[part] = _repeated([layer.times[part] for layer in ordered])
             found = [layer.operators[part] for layer in ordered]
@@ -184,11 +184,11 @@ class PassPricer:
             apart: self._cost.block_times(
                 block, self._spans, overlap=self._overlap, apart=apart, shared_experts=self._shared_experts
             )
-            for apart in {part in ("input-gradient", "weight-gradient") for part in self._parts}
+            for apart in {part in ("input-gradient", "weight-gradient") for part in self.parts}
         }
         repeated = [op for op in block.operators if op.name in again]
         passes: dict[Part, tuple[OperatorPass, ...]] = {}
-        for part in self._parts:
+        for part in self.parts:
             times = priced[part in ("input-gradient", "weight-gradient")]
             found = []
             for op in block.operators if part == "forward" else reversed(block.operators):

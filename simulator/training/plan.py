@@ -26,6 +26,13 @@ class Plan:
     """What each stage runs in which order."""
     partition: Partition
     numerics: Numerics
+    batches: tuple[int, ...] | None = None
+    """Micro-batches of each replica, where they differ; ``micro_batches`` are then the most."""
+
+    @property
+    def all_micro_batches(self) -> int:
+        """Micro-batches of a step on all replicas."""
+        return sum(self.batches) if self.batches else self.micro_batches * self.data
 
     @property
     def tensor(self) -> int:
@@ -85,22 +92,29 @@ def make_plan(scenario: TrainingScenario, model: Model, hardware: Hardware) -> P
     broken = faults(scenario, model, hardware, found)
     if broken:
         raise MemroofError("\n".join(broken))
-    micro_batches = workload.global_batch // (found.data * strategy.micro_batch)
-    table = pipeline(
-        strategy.schedule, found.pipeline, micro_batches, strategy.virtual_stages, pair=strategy.overlap_expert_parallel
-    )
+    split = strategy.layer_split if isinstance(strategy.layer_split, tuple) else None
+    batches = strategy.batch_split if isinstance(strategy.batch_split, tuple) else None
+    micro_batches = max(batches) if batches else workload.global_batch // (found.data * strategy.micro_batch)
+    table = table_of(strategy, found.pipeline, micro_batches)
     return Plan(
         found, strategy.micro_batch, micro_batches, workload.sequence,
-        given_layers(strategy.layer_split) or split_layers(layer_count(model), table.places), table,
+        given_layers(split) or split_layers(layer_count(model), table.places), table,
         Partition(
             found.tensor, found.expert, strategy.sequence_parallel, found.context, strategy.context_exchange,
             found.expert_tensor, strategy.expert_capacity, strategy.expert_nodes,
         ),
-        numerics(strategy),
+        numerics(strategy, hardware), batches if batches and len(set(batches)) > 1 else None,
     )  # fmt: skip
 
 
-def numerics(strategy: TrainingStrategy) -> Numerics:
+def table_of(strategy: TrainingStrategy, stages: int, micro_batches: int) -> Pipeline:
+    """Return the tables of a strategy's schedule."""
+    return pipeline(
+        strategy.schedule, stages, micro_batches, strategy.virtual_stages, pair=strategy.overlap_expert_parallel
+    )
+
+
+def numerics(strategy: TrainingStrategy, hardware: Hardware) -> Numerics:
     """Return the number formats of a step: activations and, unless products are in full precision, weights in 16 bits."""
     full = strategy.precision in ("fp32", "tf32")
     scaling: Scaling = "nvfp4" if strategy.precision == "fp4" else strategy.fp8_recipe
@@ -110,6 +124,7 @@ def numerics(strategy: TrainingStrategy) -> Numerics:
         attention_kernel=strategy.attention_kernel,
         scaling=scaling if strategy.precision in ("fp8", "fp4") else "none",
         narrow_parameters=strategy.parameter_precision in ("fp8", "fp4"),
+        any_order=all(device.architecture == "blackwell" for device in hardware.devices),
     )
 
 

@@ -22,6 +22,7 @@ from simulator.training.plan import Plan, make_plan
 from simulator.training.recomputation import recomputed
 from simulator.training.schedules import SCHEDULES
 from simulator.training.step import Step
+from simulator.training.weights import Weights
 from simulator.training.work import Message, StageWork
 
 EMBEDDING, HEAD = -1, -2
@@ -51,6 +52,7 @@ class Prices:
         self._layers: dict[Any, LayerPass] = {}
         self._numbers: dict[Any, LayerNumbers] = {}
         self._boundaries: dict[Any, tuple[tuple[float, ...], ...]] = {}
+        self._weights: dict[Any, tuple[Weights, ...]] = {}
         self._works: dict[Any, tuple[StageWork, ...]] = {}
 
     def bodies(self, scenarios: Sequence[TrainingScenario]) -> tuple[Plan, Bodies]:
@@ -131,12 +133,9 @@ class Prices:
         name = (plan.groups, plan.layers, len(plan.table.routes), values)
         found = self._works.get(name)
         if found is None:
-            groups = plan.groups
-            key = self._key(groups, scenario)
-            step = copy.copy(self._step(key, scenario))
-            step.plan = replace(plan, partition=step.plan.partition, numerics=step.plan.numerics)
-            step.strategy, step.scenario = scenario.strategy, scenario
-            step.messenger = Messenger(self.setup.cost, self.setup.hardware, step.plan, scenario.strategy)
+            step = _Stages(
+                self._step(self._key(plan.groups, scenario), scenario), plan, scenario, self._weights
+            )
             same: dict[Any, StageWork] = {}
             for stage in range(plan.pipeline):
                 if self._alike(plan, step, stage) not in same:
@@ -157,6 +156,28 @@ class Prices:
             tuple(place == plan.places - 1 for place in held),
             copies,
         )
+
+
+class _Stages(Step):
+    """The stages of a step under other states than those it was made for; weights are listed once for all."""
+
+    def __init__(
+        self, step: Step, plan: Plan, scenario: TrainingScenario, known: dict[Any, tuple[Weights, ...]]
+    ) -> None:
+        self.__dict__.update(step.__dict__)
+        self.plan = replace(plan, partition=step.plan.partition, numerics=step.plan.numerics)
+        self.scenario, self.strategy = scenario, scenario.strategy
+        self.messenger = Messenger(self.cost, self.setup.hardware, self.plan, scenario.strategy)
+        self.known = known
+
+    def weights(self, index: int) -> tuple[Weights, ...]:
+        """Return the weight tensors of a stage."""
+        plan = self.plan
+        name = (plan.groups, plan.layers, len(plan.table.routes), self.strategy.optimizer == "muon", index)
+        found = self.known.get(name)
+        if found is None:
+            found = self.known[name] = super().weights(index)
+        return found
 
 
 def _by_place(plan: Plan, messages: Mapping[tuple[int, int], Message]) -> tuple[tuple[float, ...], ...]:

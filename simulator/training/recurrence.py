@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.specs import MemroofError
-from simulator.training.schedules import Order, Pipeline, pipeline
+from simulator.training.schedules import Order, Part, Pipeline, pipeline
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-PARTS = ("forward", "backward", "input-gradient", "weight-gradient")
+PARTS: tuple[Part, ...] = ("forward", "backward", "input-gradient", "weight-gradient")
 _NONE: Integers = np.zeros(0, dtype=np.int64)
 TOLERANCE = 1e-10
 """Relative difference of two periods that count as equal; the rounding of a sum of thousands of passes is below."""
@@ -25,6 +25,20 @@ TOLERANCE = 1e-10
 Rows = Literal["first", "final", "gradients", "all"]
 """Rows that are gone through by layer: the first forward pass of each chunk, the last backward pass (or weight gradient), every
 one of these, or all that gather or reduce (ZeRO-3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What collectives of layers ask of a link beside each other: arrays as those of :class:`LayerSeconds`."""
+
+    bandwidth: Floats
+    """(stages, configurations): of the link [B/s]."""
+    gather_latency: Floats
+    """Seconds of a gather in which nothing flows."""
+    gather_rate: Floats
+    """Bytes a second of its flow."""
+    reduce_latency: Floats
+    reduce_rate: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +61,8 @@ class LayerSeconds:
     """(durations): layers of each pass."""
     prefetch: int = 1
     """Layers whose gathers run ahead of the one that runs; those of ``first`` rows begin at once."""
-    gather_latency: Floats | None = None
-    """Of ``gather``, the part in which nothing flows; needed with ``sharing``, like the next one."""
-    reduce_latency: Floats | None = None
-    sharing: Floats | None = None
-    """(stages, configurations): how much longer, per second of overlap, a gather and a reduction take that share their link."""
+    link: Link | None = None
+    """The link that gathers and reductions share; none where they need not."""
     bounded: bool = False
     """Whether a layer waits until the reduction of the layer before the last is over: two buffers of gradients (ZeRO-2, -3)."""
 
@@ -191,10 +202,10 @@ class _LayerWalk:
         """Ends of the latest layers of each stage, the latest first."""
         self.sent = np.zeros((2, stages, count))
         """The same of their reductions."""
-        self.flows = np.zeros((2, 2, stages, count))
-        """(latest first, begin and end): when their last two flowed."""
-        self.asked = np.zeros((2, stages, count))
-        """When the gathers of each stage's next layer begin to flow and are over."""
+        self.flows = np.zeros((2, 3, stages, count))
+        """(latest first; begin, end and rate): the flows of the last two."""
+        self.asked = np.zeros((3, stages, count))
+        """Begin, end and rate of the gathers of each stage's next layer."""
         self.following = np.full(len(table.before), -1)
         """Next row of the same stage; -1 for none."""
         behind = table.before > 0
@@ -290,7 +301,8 @@ class _Streams:
         layers = self.layers = walk.layers
         stage = walk.table.stage[rows]
         self.ahead = "all" in layers.rows
-        self.sharing = None if layers.sharing is None else layers.sharing[stage]
+        self.link = layers.link
+        self.bandwidth = np.zeros(()) if layers.link is None else layers.link.bandwidth[stage]
         self.gathers = walk.gathers[rows][:, None]
         self.reduces, self.final = walk.reduces[rows][:, None], walk.table.final[rows][:, None]
         self.end, self.gather, self.reduce = begins, gathered, reduced
@@ -312,20 +324,14 @@ class _Streams:
         some = own > 0.0
         starts = np.maximum(self.gather, self.done[-1]) if self.ahead else self.gather
         self.gather = np.where(some, starts + own, self.gather)
-        if self.sharing is None or self.layers.gather_latency is None:
-            self.asked = np.stack([starts, np.where(some, self.gather, 0.0)])
-            return
-        flows = starts + self.layers.gather_latency[kinds, layer]
-        # reductions that are under way: both take longer until the shorter one is over
-        for begin, end in self.flows[::-1]:
-            shared = np.minimum(self.gather, end) - np.maximum(flows, begin)
-            self._longer(np.where(some, shared, 0.0))
-        self.asked = np.stack(
-            [
-                np.where(which, flows, self.asked[0]),
-                np.where(which, np.where(some, self.gather, 0.0), self.asked[1]),
-            ]
-        )
+        rate = np.zeros_like(own)
+        if self.link is not None:
+            starts = starts + self.link.gather_latency[kinds, layer]
+            rate = self.link.gather_rate[kinds, layer]
+            for begin, end, other in self.flows[::-1]:
+                shared = np.where(some, np.minimum(self.gather, end) - np.maximum(starts, begin), 0.0)
+                self.gather = self.gather + self._longer(shared, rate, other)
+        self.asked = np.where(which, np.stack([starts, np.where(some, self.gather, 0.0), rate]), self.asked)
 
     def compute(self, seconds: Floats, sends: Floats) -> None:
         """Run a layer behind its gathers, and where there is room for its gradients."""
@@ -344,24 +350,35 @@ class _Streams:
         starts = np.maximum(self.reduce, self.end)
         self.reduce = np.where(sends, starts + own, self.reduce)
         self.sent = np.where(sends, np.stack([self.reduce, self.sent[0]]), self.sent)
-        if self.sharing is not None and self.layers.reduce_latency is not None:
-            flows = starts + self.layers.reduce_latency[kinds, layer]
+        if self.link is not None:
+            flows, rate = starts + self.link.reduce_latency[kinds, layer], self.link.reduce_rate[kinds, layer]
             self.flows = np.where(
-                sends, np.stack([np.stack([flows, self.reduce]), self.flows[0]]), self.flows
+                sends, np.stack([np.stack([flows, self.reduce, rate]), self.flows[0]]), self.flows
             )
-            shared = np.minimum(self.asked[1], self.reduce) - np.maximum(self.asked[0], flows)
-            self.asked = np.stack([self.asked[0], self.asked[1] + self._longer(np.where(sends, shared, 0.0))])
+            begin, end, other = self.asked
+            shared = np.where(sends, np.minimum(end, self.reduce) - np.maximum(begin, flows), 0.0)
+            longer = self._longer(shared, other, rate)
+            self.gather = self.gather + longer
+            self.asked = np.stack([begin, end + longer, other])
         update = self.layers.update[kinds, layer]
         self.end = np.where(update > 0.0, np.maximum(self.end, self.reduce) + update, self.end)
 
-    def _longer(self, shared: Floats) -> Floats:
-        """Delay the ends of the latest gather and reduction that share the link for so many seconds at full rate."""
-        longer = np.asarray(self.sharing * np.maximum(shared, 0.0))
-        self.gather, self.reduce = self.gather + longer, self.reduce + longer
-        self.sent = np.stack([self.sent[0] + longer, self.sent[1]])
+    def _longer(self, shared: Floats, gather: Floats, reduce: Floats) -> Floats:
+        """Return how much longer a gather takes that shares the link, and delay the reductions beside it.
+
+        For ``shared`` seconds, at their own rates, both flow: each at half of the bandwidth, at what the other leaves, or at its
+        own rate, whichever is best for it and no more than that.
+        """
+        half = 0.5 * self.bandwidth
+        own = np.maximum(np.maximum(half, self.bandwidth - reduce), 1.0)
+        other = np.maximum(np.maximum(half, self.bandwidth - gather), 1.0)
+        shared = np.maximum(shared, 0.0)
+        delay = shared * np.maximum(reduce / other - 1.0, 0.0)
+        self.reduce = self.reduce + delay
+        self.sent = np.stack([self.sent[0] + delay, self.sent[1]])
         self.flows = self.flows.copy()
-        self.flows[0, 1] += longer
-        return longer
+        self.flows[0, 1] += delay
+        return np.asarray(shared * np.maximum(gather / own - 1.0, 0.0))
 
 
 def _runs(counts: Integers) -> list[Integers]:
@@ -379,7 +396,7 @@ def duration(stages: int, chunks: int, stage: int, order: Order, pair: Order | N
 
 @lru_cache(maxsize=1024)
 def recurrence(
-    name: str, stages: int, micro_batches: int, chunks: int = 1, *, pair: bool = False
+    name: str, stages: int, micro_batches: int, chunks: int = 1, *, pair: bool = False, periodic: bool = True
 ) -> Recurrence:
     """Return the recurrence of a schedule table, with its period where the schedule repeats.
 
@@ -389,6 +406,8 @@ def recurrence(
         As for :func:`simulator.training.schedules.pipeline`.
     pair : bool
         Whether rows that may run in pairs do so.
+    periodic : bool
+        Whether to look for the period.
 
     Raises
     ------
@@ -396,7 +415,7 @@ def recurrence(
         If a rule of the schedule is broken.
     """
     compiler = _Compiler(pipeline(name, stages, micro_batches, chunks, pair=pair), pair)
-    step = period_of(name, stages, chunks, pair=pair)
+    step = period_of(name, stages, chunks, pair=pair) if periodic else 0
     longer = _rows_of(pipeline(name, stages, micro_batches + step, chunks, pair=pair), pair) if step else ()
     return compiler.recurrence(step, longer)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from simulator.training.allocator import Allocation, CachingAllocator
 from simulator.training.liveness import Liveness
+from simulator.training.schedules import Part, Schedule, in_flight
+from simulator.training.work import StageWork
 
-Pass = tuple[int, int, Literal["forward", "backward"]]
+Pass = tuple[int, int, Part]
 """Chunk, micro-batch, and which pass of it."""
 GRADIENT = "gradient of "
+OUTSIDE = ("context", "communication buffers")
+"""Resident bytes that are not PyTorch's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,62 @@ def replay(
     steps : int
         After the second one nothing changes.
     """
-    stage = _Stage(chunks, shards)
+    return _replayed(_Stage(lambda chunk, _: chunks[chunk], shards), order, resident, late, steps)
+
+
+def stage_allocation(stage: StageWork) -> Allocation:
+    """Return what PyTorch's allocator holds of a stage's GPU; context and communication buffers are not its own.
+
+    Moments of the optimizer are taken to be two thirds of its states, a tensor of the average size for each weight; they come
+    with the first optimizer step. Gradients cut over replicas come with each backward pass. Of a long schedule only as many
+    micro-batches are looked at as fill it up.
+    """
+    resident = {name: size for name, size in stage.resident.items() if name not in OUTSIDE}
+    blocks = [layer for chunk in stage.chunks for layer in chunk.layers]
+    weights = max(1, sum(float(op.parameters) > 0 for layer in blocks for op in layer.block.operators))
+    states = resident.pop("optimizer states", 0.0)
+    shards: list[list[Shards]] = []
+    if stage.communication.gather == "each":
+        gradients = resident.pop("gradients", 0.0)
+        every = sum(message.gradients for held in stage.messages for message in held) or 1.0
+        shards = [
+            [
+                Shards(one.gathered, one.gathered, one.gradients, (gradients * one.gradients / every,))
+                for one in held
+            ]
+            for held in stage.messages
+        ]
+
+    def parts(chunk: int, micro_batch: int) -> Sequence[Liveness]:
+        return [layer.memory for layer in stage.chunk(chunk, micro_batch).layers]
+
+    sizes = [*resident.values(), *([states / 3.0 / weights] * weights)]
+    late = [states / 3.0 / weights] * (2 * weights)
+    return _replayed(_Stage(parts, shards), _passes(stage.schedule), sizes, late, steps=2)
+
+
+def _passes(schedule: Schedule) -> list[Pass]:
+    """The passes of as many micro-batches of each chunk as fill the stage up, and two more."""
+    limit = in_flight(schedule) + 2
+    seen: dict[int, dict[int, None]] = {}
+    found: list[Pass] = []
+    for row in schedule:
+        first = seen.setdefault(row.chunk, {})
+        if len(first) < limit:
+            first.setdefault(row.micro_batch)
+        if row.micro_batch in first:
+            found.append((row.chunk, row.micro_batch, row.part))
+    return found
+
+
+def _replayed(
+    stage: _Stage, order: Sequence[Pass], resident: Iterable[float], late: Iterable[float], steps: int
+) -> Allocation:
     for size in resident:
         stage.allocator.allocate(size)
     for step in range(steps):
-        for chunk, micro_batch, direction in order:
-            getattr(stage, direction)(chunk, micro_batch)
+        for chunk, micro_batch, part in order:
+            stage.run(chunk, micro_batch, part)
         if step == 0:
             for size in late:
                 stage.allocator.allocate(size)
@@ -70,16 +123,29 @@ def replay(
 class _Stage:
     """What lives, by micro-batch, chunk, block and name."""
 
-    def __init__(self, chunks: Sequence[Sequence[Liveness]], shards: Sequence[Sequence[Shards]]) -> None:
-        self.chunks, self.shards = chunks, shards
+    def __init__(
+        self, parts: Callable[[int, int], Sequence[Liveness]], shards: Sequence[Sequence[Shards]]
+    ) -> None:
+        self.parts, self.shards = parts, shards
         self.gradients: dict[tuple[int, int], list[int]] = {}
         self.gathered: list[int] = []
         self.allocator = CachingAllocator()
         self.live: dict[tuple[int, int, int], dict[str, tuple[int, float]]] = {}
 
+    def run(self, chunk: int, micro_batch: int, part: Part) -> None:
+        """Run a pass; between the two halves of a backward pass a tensor takes what stays of each block."""
+        if part == "forward":
+            self.forward(chunk, micro_batch)
+        elif part != "weight-gradient":
+            self.backward(chunk, micro_batch, apart=part == "input-gradient")
+        else:
+            for layer in range(len(self.parts(chunk, micro_batch)) - 1, -1, -1):
+                self._become(self.live.pop((micro_batch, chunk, layer)), {})
+
     def forward(self, chunk: int, micro_batch: int) -> None:
         entering: tuple[int, float] | None = None
-        for layer, part in enumerate(self.chunks[chunk]):
+        parts = self.parts(chunk, micro_batch)
+        for layer, part in enumerate(parts):
             self._gather(chunk, layer, layer + 1)
             own: dict[str, tuple[int, float]] = {}
             if entering is not None:
@@ -88,17 +154,18 @@ class _Stage:
                 self._become(own, moment)
             kept = {**part.by_tensor, part.output: part.forward_moments[-1].get(part.output, 0.0)}
             self._become(own, {name: size for name, size in kept.items() if name in own})
-            last = layer == len(self.chunks[chunk]) - 1
+            last = layer == len(parts) - 1
             entering = own[part.output] if last else own.pop(part.output)
             if last:
                 self.allocator.release(own.pop(part.output)[0])
             self.live[(micro_batch, chunk, layer)] = own
         self._let_go(0)
 
-    def backward(self, chunk: int, micro_batch: int) -> None:
+    def backward(self, chunk: int, micro_batch: int, *, apart: bool) -> None:
         gradient: tuple[int, float] | None = None
-        for layer in range(len(self.chunks[chunk]) - 1, -1, -1):
-            part = self.chunks[chunk][layer]
+        parts = self.parts(chunk, micro_batch)
+        for layer in range(len(parts) - 1, -1, -1):
+            part = parts[layer]
             self._gather(chunk, layer, layer - 1)
             own = self.live.pop((micro_batch, chunk, layer))
             if gradient is not None:
@@ -106,7 +173,9 @@ class _Stage:
             for moment in part.backward_moments:
                 self._become(own, moment)
             gradient = own.pop(f"{GRADIENT}input", None)
-            self._become(own, {})
+            self._become(own, {"kept between": part.between} if apart else {})
+            if apart:
+                self.live[(micro_batch, chunk, layer)] = own
             self._reduce(chunk, layer)
         self._let_go(0)
         if gradient is not None:

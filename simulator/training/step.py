@@ -14,15 +14,16 @@ from simulator.specs import MemroofError, TrainingScenario
 from simulator.strategy import Outcome, Setup
 from simulator.training.allocator import cublas_workspaces, nccl_bytes
 from simulator.training.answer import outcome
+from simulator.training.arrange import ReplicaKind, arranged, least_memory, replica_kinds, shared_by_memory
 from simulator.training.liveness import gradient_placeholders
-from simulator.training.lower import lower
+from simulator.training.lower import Replica, lower
 from simulator.training.messages import Messenger
 from simulator.training.optimal import choose
 from simulator.training.optimizers import Shards, update_gathers, update_works
 from simulator.training.passes import PARTS, ChunkPass, PassPricer
-from simulator.training.plan import Plan, make_plan
+from simulator.training.plan import Plan, make_plan, table_of
 from simulator.training.recomputation import recomputed
-from simulator.training.schedules import in_flight
+from simulator.training.schedules import Pipeline, in_flight
 from simulator.training.states import Elements, ModelStates, model_states
 from simulator.training.weights import Weights, block_weights, stage_weights
 from simulator.training.work import LayerMessages, Message, StageWork
@@ -43,25 +44,41 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     if not isinstance(scenario, TrainingScenario):
         raise MemroofError(f"a training strategy cannot run a {scenario.kind} scenario")
     plan = make_plan(scenario, setup.model, setup.hardware)
-    step = Step(setup, scenario, plan)
-    tasks = step.tasks
+    setup, plan = arranged(setup, scenario, plan, lambda placed, cut, device: Step(placed, scenario, cut, device))
+    kinds = replica_kinds(plan, setup.hardware)
+    steps = {name: Step(setup, scenario, plan, name) for name in dict.fromkeys(d for kind in kinds for d in kind.devices)}
+    step = steps[kinds[0].devices[0]]
+    tasks = step.tasks * len(kinds)
     if tasks > MAXIMUM_TASKS:
         raise MemroofError(
             f"{tasks:,} tasks are more than {MAXIMUM_TASKS:,}; a larger micro_batch or fewer virtual_stages makes fewer"
         )
-    stages = [step.stage(index) for index in range(plan.pipeline)]
-    lowered = lower(scenario.name, plan.table, stages, step.boundaries(), detail=detail)
+    replicas = [_replica(steps, kind) for kind in kinds]
+    if scenario.strategy.state_split == "memory":
+        replicas = shared_by_memory(step, kinds, replicas)
+    lowered = lower(scenario.name, replicas, detail=detail)
     timeline = execute(lowered.program)
-    return outcome(step, stages, lowered, timeline)
+    return outcome(step, replicas, lowered, timeline)
+
+
+def _replica(steps: dict[str, Step], kind: ReplicaKind) -> Replica:
+    """Return what replicas of a kind do: each stage at the pace of its slowest accelerator, in the least memory of any."""
+    first = steps[kind.devices[0]]
+    table = table_of(first.strategy, first.plan.pipeline, kind.micro_batches)
+    stages = [
+        steps[device].stage(index, table, capacity)
+        for index, (device, capacity) in enumerate(zip(kind.devices, kind.capacities, strict=True))
+    ]
+    return Replica(table, stages, first.boundaries(), kind.label)
 
 
 class Step:
-    """What all stages share: graph, spans, priced passes."""
+    """What all stages on one kind of accelerator share: graph, spans, priced passes."""
 
-    def __init__(self, setup: Setup, scenario: TrainingScenario, plan: Plan) -> None:
+    def __init__(self, setup: Setup, scenario: TrainingScenario, plan: Plan, device: str = "") -> None:
         self.setup, self.scenario, self.plan = setup, scenario, plan
-        self.strategy, self.cost = scenario.strategy, setup.cost
-        self.messenger = Messenger(setup.cost, setup.hardware, plan, scenario.strategy)
+        self.strategy, self.cost = scenario.strategy, setup.cost_on(device)
+        self.messenger = Messenger(self.cost, setup.hardware, plan, scenario.strategy)
         self.spans = self.messenger.spans
         self.graph: ModelGraph = self._graph()
         present = {row.part for orders in (plan.table.orders[0], plan.table.orders[-1]) for row in orders}
@@ -72,6 +89,7 @@ class Step:
         )  # fmt: skip
         self._chunks: dict[tuple[tuple[int, frozenset[str]], ...], ChunkPass] = {}
         self._choices: dict[int, dict[int, tuple[frozenset[str], ...]]] = {}
+        self.capacity = least_memory(setup.hardware)
 
     def _graph(self) -> ModelGraph:
         plan, model = self.plan, self.setup.model
@@ -107,8 +125,12 @@ class Step:
         for block in self.blocks(place):
             repeats = self._is_layer(block) and (limit is None or counted < limit)
             counted += self._is_layer(block)
-            found.append(recomputed(block, self.strategy) if repeats else frozenset[str]())
+            found.append(self.repeated(block) if repeats else frozenset[str]())
         return tuple(found)
+
+    def repeated(self, block: Block) -> frozenset[str]:
+        """Return the names of operators that a layer computes again where it is one that does."""
+        return recomputed(block, self.strategy)
 
     def _is_layer(self, block: Block) -> bool:
         return block is not self.graph.embedding and block is not self.graph.head
@@ -136,7 +158,7 @@ class Step:
         choice = choose(
             [(block, sum(other is block for other in blocks)) for block in layers.values()],
             [{op.name: op.time for op in self.pricer.layer(block).operators["forward"]} for block in layers.values()],
-            self.setup.hardware.memory.capacity - kept,
+            self.capacity - kept,
             held=held,
             working=max((float(end.backward_peak) for end in ends), default=0.0),
             numerics=self.plan.numerics,
@@ -157,9 +179,10 @@ class Step:
             found = self._chunks[key] = self.pricer.chunk(list(zip(blocks, again, strict=True)))
         return found
 
-    def stage(self, index: int) -> StageWork:
-        """Return what a stage does and holds."""
+    def stage(self, index: int, table: Pipeline | None = None, capacity: float | None = None) -> StageWork:
+        """Return what a stage does and holds; by another table or in another memory than the plan's where given."""
         plan, messenger, strategy = self.plan, self.messenger, self.strategy
+        orders = (table or plan.table).orders[index]
         places = plan.held(index)
         chunks = tuple(self.chunk(place) for place in places)
         some = strategy.recompute_micro_batches
@@ -173,13 +196,13 @@ class Step:
         reduction = messenger.reductions(dense, expert) if communication.reduce == "end" else ()
         reduction += self._copies(index, dense + expert)
         replicate = messenger.replications(dense, expert) if communication.reduce == "end" else ()
-        window = max(in_flight(plan.table.orders[index], chunk) for chunk in range(plan.table.chunks))
+        window = max(in_flight(orders, chunk) for chunk in range(plan.table.chunks))
         updated = messenger.updated_bytes(dense, expert)
         return StageWork(
-            plan.table.orders[index], chunks, kept, (1, 1) if some is None else (window, some), layers, communication,
+            orders, chunks, kept, (1, 1) if some is None else (window, some), layers, communication,
             reduction + replicate, messenger.gathers(*updated) if communication.gather == "end" else (),
             0.0 if by_layer else self._optimizer(weights, blocks), self.resident(index),
-            self.setup.hardware.memory.capacity, strategy.overlap_expert_parallel,
+            self.capacity if capacity is None else capacity, strategy.overlap_expert_parallel,
         )  # fmt: skip
 
     def weights(self, index: int) -> tuple[Weights, ...]:
@@ -210,7 +233,7 @@ class Step:
 
     def resident(self, index: int) -> dict[str, float]:
         """Return the bytes that a stage holds through the whole step, by category."""
-        states, device = self.states(index), self.setup.hardware.device
+        states, device = self.states(index), self.cost.device
         calibration, groups = self.cost.calibration, self.plan.groups
         ends = (id(self.graph.embedding), id(self.graph.head))
         layers = {id(b): b for place in self.plan.held(index) for b in self.blocks(place) if id(b) not in ends}

@@ -253,7 +253,9 @@ class _Sweeper:
         return answers(plan, numbers, works, body, tail, pair=pair), plan.ranks
 
     def _fields(self, shape: Mapping[str, Any], option: int) -> TrainingScenario:
-        return self._scenario(shape | dict(zip(self.option_axes, self.options[int(option)], strict=True)))
+        return self._scenario(
+            {**shape, **dict(zip(self.option_axes, self.options[int(option)], strict=True))}
+        )
 
 
 def _offsets(axes: Sequence[tuple[int, int]]) -> Integers:

@@ -146,6 +146,8 @@ def _update(file: Path, architecture: str, inherited: Sequence[tuple[Fit, Inheri
         for section, key in _constants(fit):
             if key in device.get(section, {}):
                 content.setdefault(section, {})[key] = device[section][key]
+            else:
+                content.get(section, {}).pop(key, None)
         content.setdefault("error", {})[one.operator_class] = f"{one.error:.3g}"
         notes[one.operator_class] = str(one).split(": ", 1)[1]
     content["note"] = "; ".join(f"{name}: {notes[name]}" for name in OPERATOR_CLASSES if name in notes)

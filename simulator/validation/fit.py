@@ -58,6 +58,8 @@ class Fit:
     starts: tuple[Mapping[str, float], ...] = ({},)
     """Constants to start from, by name, where not from what the device inherits: several where the kernels' rules differ
     by kind, so that a search from one side would stay there. The best fit is kept."""
+    whole: tuple[str, ...] = ()
+    """Data sets of few rows that are fitted on with all of them, beside others of the same device, and judge nothing."""
     own: bool = False
     """Whether only parts of the fit's operator class are used, of data sets that hold others too."""
     choices: tuple[Mapping[tuple[str, str], float], ...] = ({},)
@@ -98,6 +100,8 @@ class Fitted:
     record: FitRecord
     spread: float
     """Standard deviation of the log residuals of held-out rows: the class's error."""
+    undetermined: tuple[tuple[str, str], ...] = ()
+    """Constants of the fit that no row depends on: they stay as inherited."""
 
     @property
     def usable(self) -> bool:
@@ -122,7 +126,7 @@ def fit_device(
     results: list[Fitted] = []
     for fit in fits:
         parts = _parts(fit, device, folder, catalog)
-        if not any(part.fitted for _, part in parts):
+        if not any(part.fitted for name, part in parts if name in fit.datasets):
             continue
         fitted = _fit(fit, parts, constants_for(catalog, device, calibration), start, seed, date)
         results.append(fitted)
@@ -157,7 +161,7 @@ def apply(calibration: Calibration, values: Mapping[tuple[str, str], float]) -> 
 def _parts(fit: Fit, device: str, folder: Path, catalog: Catalog) -> list[tuple[str, Part]]:
     found: list[tuple[str, Part]] = []
     datasets: Mapping[str, DataSet] = {dataset.name: dataset for dataset in known()}
-    for name in (*fit.datasets, *fit.unseen):
+    for name in (*fit.datasets, *fit.whole, *fit.unseen):
         file = folder / name.partition("#")[0]
         if file.is_file():
             loaded = datasets[name].load(file, catalog)
@@ -180,10 +184,7 @@ def _fit(
     from scipy.optimize import least_squares
 
     parts = [(name, part) for name, part in parts if part.fitted]
-    masks = [
-        np.ones(len(part.measured), bool) if name in fit.unseen else held_out(part.groups, HELD_OUT, seed)
-        for name, part in parts
-    ]
+    masks = [_judging(fit, name, part, seed) for name, part in parts]
     used = [_thinned(~mask, seed) for mask in masks]
     low, high = np.array([[c.low, c.high] for c in fit.constants]).T
     # the search goes over 1 + log(value / low): differences are taken in proportion to it, and must not vanish at a value of 1
@@ -213,12 +214,12 @@ def _fit(
 
     searches = [(search(given, choice), choice) for choice in fit.choices for given in fit.starts]
     solution, choice = min(searches, key=lambda found: float(found[0].cost))
+    found = low * np.exp(solution.x - 1.0)
+    moves = np.linalg.norm(solution.jac, axis=0) > 0.0
     values = {
         (c.section, c.name): float(f"{v:.4g}")
-        for c, v, known in zip(
-            fit.constants, (low * np.exp(solution.x - 1.0)).tolist(), solution.jac.any(axis=0), strict=True
-        )
-        if known  # a constant that no row depends on stays as inherited
+        for c, v, moved in zip(fit.constants, found.tolist(), moves, strict=True)
+        if moved
     } | dict(choice)
     cost = CostModel(base.device, apply(base.calibration, values), base.memory_bandwidth)
     judging = [
@@ -235,7 +236,14 @@ def _fit(
         rows=sum(len(chosen) for chosen in used), held_out=len(unseen), groups=fit.groups,
         median=_rounded(np.median(ape)), mean=_rounded(ape.mean()), shared=_rounded(shared), date=date,
     )  # fmt: skip
-    return Fitted(fit.operator_class, parts[0][1].device, values, record, _rounded(spread))
+    undetermined = tuple((c.section, c.name) for c in fit.constants if (c.section, c.name) not in values)
+    return Fitted(fit.operator_class, parts[0][1].device, values, record, _rounded(spread), undetermined)
+
+
+def _judging(fit: Fit, name: str, part: Part, seed: int) -> Any:
+    if name in (*fit.unseen, *fit.whole):
+        return np.full(len(part.measured), name in fit.unseen)
+    return held_out(part.groups, HELD_OUT, seed)
 
 
 def _thinned(mask: Any, seed: int) -> Any:

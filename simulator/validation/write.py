@@ -24,10 +24,12 @@ HEADER = "# Written by `memroof calibrate`; constants that are not here come fro
 def write_calibration(path: Path, device: str, results: Sequence[Fitted]) -> None:
     """Write (or update) a device's calibration file with fitted constants, their spread and their provenance.
 
-    Classes that are not among the results keep what the file says of them.
+    Classes that are not among the results keep what the file says of them; constants that none of their rows determines leave it.
     """
     content: dict[str, Any] = read_document(path).data if path.is_file() else {}
     for fitted in results:
+        for section, name in fitted.undetermined:
+            content.get(section, {}).pop(name, None)
         for (section, name), value in fitted.values.items():
             content.setdefault(section, {})[name] = _constant(section, name, value)
         content.setdefault("error", {})[fitted.operator_class] = f"{fitted.spread:g}"

@@ -38,7 +38,12 @@ SIMUMAX_DENSE_LAYERS = 1
 
 
 def _truncated(model: Model, layers: int) -> Model:
-    """Return a model of fewer layers."""
+    """Return a model of fewer layers; Llama 3 405B with 16 key and value heads, as its first published configuration had.
+
+    Bytes of the rows, which do not depend on how layers are timed, tell that of the two.
+    """
+    if model.name == "llama3.1-405b":
+        model = model.model_copy(update={"num_key_value_heads": 16})
     moe = model.moe
     if moe is not None and moe.first_dense_layers:
         moe = moe.model_copy(update={"first_dense_layers": min(SIMUMAX_DENSE_LAYERS, moe.first_dense_layers)})
@@ -109,6 +114,7 @@ def _bridge_case(catalog: Catalog, row: Any) -> Case:
     """Megatron-Core's performance recipes: what a row does not state is the same for all rows.
 
     Distributed optimizer with overlapped reduction and gather (or FSDP where the row gives its degree), gradients in bf16,
+    parameters of fp8 rows kept and gathered in fp8,
     tensor-parallel collectives that follow the tiles of products, context parallelism as a ring, experts not cut, equally
     loaded (as the source says) and reached with one copy of a token for each node (DeepEP, HybridEP). Interleaving where the
     row gives virtual stages; embedding and loss count as a layer of the pipeline where that makes chunks even. Recomputation is
@@ -146,6 +152,8 @@ def _bridge_case(catalog: Catalog, row: Any) -> Case:
         }
     if row.task.startswith("LoRA"):
         options |= {"trainable": BRIDGE_LORA}
+    if precision == "fp8":
+        options |= {"parameter_precision": "fp8"}
     strategy = TrainingStrategy.model_validate(
         {
             "tensor_parallel": tensor, "pipeline_parallel": stages, "context_parallel": context,
@@ -392,6 +400,8 @@ FITS = (
             "training_published/llama3_405b_table4.csv",
             "training_published/megatron_core_h100_weak_scaling.csv",
             "simumax/b200_step_time_memory.csv#time",
+            "torchtitan/training_tps_memory.csv#tps",
+            "megatron-bridge/training_throughput.csv",
         ),
         "model and layout; other clusters whole",
         unseen=("vtrain/multi_node_iteration_ms.csv", "training_published/bloom_176b_tuning_a100.csv"),

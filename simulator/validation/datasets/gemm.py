@@ -58,8 +58,9 @@ def product(m: Any, n: Any, k: Any, dtype: str, framework: str = "") -> Matmul:
     tile = RULES[framework](m) if cutlass and framework in RULES else None
     split = not cutlass and dtype not in PLUGINS
     return Matmul(
-        m, n, k, 1, form, left, right, scaled=scaled, split_k=split, tile=tile, reuse_distance=distance
-    )
+        m, n, k, 1, form, left, right, scaled=scaled, kernel="engine" if cutlass else "vendor", split_k=split, tile=tile,
+        reuse_distance=distance,
+    )  # fmt: skip
 
 
 def hopper_rule(m: Any) -> tuple[Any, Any]:
@@ -156,7 +157,9 @@ FITS = (
         "matmul",
         (
             Constant("matmul", "peak_efficiency", 0.4, 1.0),
-            Constant("matmul", "narrow_efficiency", 0.3, 1.0),
+            Constant("matmul", "narrow_efficiency", 0.3, 1.1),
+            Constant("matmul", "engine_efficiency", 0.3, 1.1),
+            Constant("matmul", "quarter_efficiency", 0.3, 1.1),
             Constant("matmul", "step_latency", 3e-8, 1e-6),
             Constant("matmul", "promotion_rate", 1e10, 1e13),
             Constant("matmul", "memory_efficiency", 0.4, 1.0),
@@ -175,5 +178,6 @@ FITS = (
         "weight shape (n, k)",
         weights={"aiconfigurator/gemm.csv#other-formats": 0.5},
         judged=("aiconfigurator/gemm.csv",),
+        whole=("ml-engineering/max_achievable_matmul_tflops.csv",),
     ),
 )

@@ -264,18 +264,24 @@ def fastest(cases: Sequence[Case], catalog: Catalog) -> Case:
     Raises
     ------
     MemroofError
-        If none is legal and fits.
+        If none is legal, with what the first breaks, or none fits.
     """
     found: list[tuple[float, Case]] = []
+    broken: list[MemroofError] = []
     for case in cases:
         try:
             outcome = simulate(case.setup(catalog))
-        except MemroofError:
+        except MemroofError as error:
+            broken.append(error)
             continue
         if outcome.fits:
             found.append((outcome.metrics["step_time"].value, case))
     if not found:
-        raise MemroofError("no legal layout is predicted to fit")
+        raise (
+            broken[0]
+            if broken and len(broken) == len(cases)
+            else MemroofError("no layout is predicted to fit")
+        )
     return min(found, key=lambda timed: timed[0])[1]
 
 

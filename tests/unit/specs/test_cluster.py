@@ -86,6 +86,15 @@ def test_machines_are_changed_in_every_part() -> None:
     assert [part.machine.name for part in renamed.parts] == ["x", "x"]
 
 
+@pytest.mark.parametrize("hardware", [DGX, MIXED, REGIONS], ids=lambda hardware: hardware.name)
+def test_a_faster_network_is_faster_between_all_nodes(hardware: Hardware) -> None:
+    before, after = hardware.pair_rates()[0], hardware.with_network(1.5).pair_rates()[0]
+    node = np.array([hardware.node_of(rank) for rank in range(hardware.size)])
+    apart = node[:, None] != node[None, :]
+    assert after[apart] == pytest.approx(1.5 * before[apart])
+    assert (after[~apart] == before[~apart]).all()
+
+
 def test_nodes_of_different_counts_share_what_all_have(tmp_path: Path) -> None:
     """An L40S server of 8 and a server of 4: a group of all has 4 members in each of three units."""
     hardware = mixed(tmp_path, "groups: [{node: l40s-8x, count: 1}, {node: server-4x4090, count: 1}]")

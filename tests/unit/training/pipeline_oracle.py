@@ -51,7 +51,10 @@ def engine_ends(
                 else (messages.forward_flow, messages.forward_latency)
             )
             task = program.transfer(
-                [links[stage, neighbour]], float(flow[place, at]), after=[task], latency=float(latency[place, at])
+                [links[stage, neighbour]],
+                float(flow[place, at]),
+                after=[task],
+                latency=float(latency[place, at]),
             )
         arrived[backward, target, row.micro_batch] = task
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from simulator.specs import Catalog, MemroofError
+from simulator.specs import Catalog, MemroofError, TrainingStrategy
 from simulator.training import simulate
 from simulator.validation.dataset import Loaded, constants_for
 from simulator.validation.datasets import frameworks, fsdp, published, steps
 from simulator.validation.datasets.frameworks import HYBRID
-from simulator.validation.datasets.steps import SUBSETS
 
 CATALOG = Catalog()
 
@@ -102,7 +102,7 @@ H100 = "H100 96GB HBM2e 500W"
         (f"Llama3.1-8B,{H100},8,8,1,1,1,8192,2,16,selective AC,FSDP,5762,82.4",
          {"precision": "bf16", "fused_loss": False, "recompute": "none", "recompute_operators": fsdp.TITAN_AGAIN}),
         (f"Llama3.1-8B,{H100},8,2,1,1,4,131072,1,,full AC,FSDP+CP+compile+float8,1071,84",
-         {"precision": "fp8", "context_parallel": 4, "data_parallel": 2, "recompute": "full", "fused_loss": True}),
+         {"precision": "fp8", "context_parallel": 4, "data_parallel": 2, "recompute": "full", "fused_loss": False}),
         (f"Llama3.1-70B,{H100},256,32,8,1,1,8192,16,,full AC,AsyncTP compile float8 tensorwise,942,",
          {"tensor_parallel": 8, "overlap_tensor_parallel": "chunked", "sequence_parallel": True, "micro_batch": 16}),
         (f"Llama3.1-405B,{H100},512,8,8,8,1,8192,32,256,full AC,FSDP+TP+PP interleaved 1F1B,128,",
@@ -141,6 +141,7 @@ def test_rows_of_megatron_bridge() -> None:
     strategy = case.strategy
     assert (strategy.precision, strategy.schedule, strategy.virtual_stages) == ("fp8", "1f1b-interleaved", 5)
     assert (strategy.tensor_parallel, strategy.pipeline_parallel, strategy.data_parallel) == (4, 8, 2)
+    assert (strategy.zero_stage, strategy.parameter_precision, strategy.layer_split) == (1, "fp8", None)
     assert (case.node, case.nodes) == ("dgx-h100", 8)
     sharded = frameworks._bridge_case(
         CATALOG, row(BRIDGE, "Pre-Training,LLAMA3_70B,DGX-GB300,64,MXFP8,256,2,8192,64,1,1,1,,,5003")
@@ -150,21 +151,45 @@ def test_rows_of_megatron_bridge() -> None:
         3,
         "mxfp8",
     )
-    with pytest.raises(MemroofError, match="NVFP4"):
-        frameworks._bridge_case(
-            CATALOG, row(BRIDGE, "Pre-Training,LLAMA3_70B,DGX-GB300,64,NVFP4,256,2,8192,64,1,1,1,,,5003")
-        )
+
+
+def test_adapters_and_ends_of_megatron_bridge() -> None:
+    adapters = frameworks._bridge_case(
+        CATALOG, row(BRIDGE, "LoRA Performance,LLAMA3_70B,DGX-H100,8,FP8,32,1,4096,,2,4,1,20,,2643")
+    )
+    assert adapters.strategy.trainable is not None
+    assert adapters.strategy.trainable.method == "lora"
+    # 126 layers, an embedding and a loss over 128 places; over 32 places four each, but three at the ends
+    assert frameworks._ends_counted(126, 128)["layer_split"] == (0, *[1] * 126, 0)
+    assert frameworks._ends_counted(126, 32)["layer_split"] == (3, *[4] * 30, 3)
+    assert (
+        frameworks._ends_counted(80, 40)
+        == frameworks._ends_counted(94, 1)
+        == frameworks._ends_counted(94, 28)
+        == {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "experts", "gpus", "nodes"),
+    [("deepseek-v3", 64, 8, 4), ("deepseek-v3", 16, 8, 2), ("qwen3-30b-a3b", 16, 8, 2), ("gpt-oss-120b", 64, 8, 4), ("kimi-k2", 64, 72, None)],
+)  # fmt: skip
+def test_one_copy_of_a_token_for_each_node(name: str, experts: int, gpus: int, nodes: int | None) -> None:
+    found = frameworks._one_copy_a_node(CATALOG.model(name), experts, gpus)
+    assert found.get("expert_nodes") == nodes
 
 
 def test_what_megatron_bridge_leaves_out(tmp_path: Path) -> None:
     text = f"""{BRIDGE}
-LoRA Performance,LLAMA3_70B,DGX-H100,8,FP8,32,1,4096,,2,4,1,20,,2643
 Pre-Training,Nemotron_3_Nano,DGX-B200,8,MXFP8,512,2,8192,0,1,1,1,,8,32768
 Pre-Training,DeepSeekV4 Flash,DGX-GB300,128,MXFP8,2048,1,4096,,1,1,1,,64,8224
+Pre-Training,GPT OSS 120B,DGX-H100,64,INT4,1280,1,4096,0,1,4,1,,8,5993
 Pre-Training,GPT OSS 120B,DGX-H100,64,BF16,1280,1,4096,0,1,4,1,,8,5993
 """
     loaded = load("megatron-bridge/training_throughput.csv", text, tmp_path)
-    assert loaded.skipped == {SUBSETS: 1, HYBRID: 1, "model or system is not in the catalog": 1}
+    assert loaded.skipped == {
+        HYBRID: 1, "model or system is not in the catalog": 1, "training in INT4: no precision of a training scenario": 1,
+    }  # fmt: skip
     (part,) = loaded.parts
     assert part.measured.tolist() == [5993.0]
     assert 0.4 < part.predict(constants_for(CATALOG, part.device))[0] / 5993.0 < 2.0
@@ -179,14 +204,22 @@ def test_rows_of_automodel() -> None:
     )
     # two accumulations of eight sequences: the pipeline is filled and drained twice
     assert (case.batch, case.strategy.virtual_stages, case.strategy.expert_parallel) == (256, 4, 32)
-    assert not case.strategy.reshard_after_forward
+    assert (case.strategy.zero_stage, case.strategy.expert_nodes) == (1, 4)
     experts = frameworks._automodel_case(
         CATALOG, row(AUTOMODEL, "pretrain,GPT-OSS 20B,H100,8,256,2,2,16,4096,1,1,1,-,-,8,10.04")
     )
     assert (experts.batch, experts.strategy.expert_parallel, experts.strategy.zero_stage) == (256, 8, 3)
 
 
-MLPERF = "submitter,system,benchmark,n_nodes,accel_per_node,accelerator,global_batch_size,grad_accum,median_train_step_s"
+MLPERF = "submitter,system,benchmark,n_nodes,accel_per_node,accelerator,global_batch_size,grad_accum,median_train_step_s,median_throughput_samples_s"
+RUNS = f"""{MLPERF}
+NVIDIA,eos,gpt3,32,8,NVIDIA H100-SXM5-80GB,2048,128,18.0,
+NVIDIA,eos,gpt3,32,8,NVIDIA H100-SXM5-80GB,2048,128,19.0,
+Dell,x,llama2_70b_lora,1,4,NVIDIA H100-SXM5-80GB,8,8,,1.0
+Dell,x-POWER,llama2_70b_lora,1,4,NVIDIA H100-SXM5-80GB,8,8,,1.0
+Google,v5p,gpt3,1024,4,TPU-v5p,4096,1,,
+Google,v5p,llama2_70b_lora,1024,4,TPU-v5p,4096,1,,5.0
+"""
 
 
 def test_mlperf_layouts_are_searched_and_repeats_averaged(
@@ -194,14 +227,10 @@ def test_mlperf_layouts_are_searched_and_repeats_averaged(
 ) -> None:
     tried: list[steps.Case] = []
     monkeypatch.setattr(frameworks, "fastest", lambda cases, catalog: tried.extend(cases) or cases[0])
-    text = f"""{MLPERF}
-NVIDIA,eos,gpt3,32,8,NVIDIA H100-SXM5-80GB,2048,128,18.0
-NVIDIA,eos,gpt3,32,8,NVIDIA H100-SXM5-80GB,2048,128,19.0
-NVIDIA,eos,llama2_70b_lora,8,8,NVIDIA H100-SXM5-80GB,8,1,
-Google,v5p,gpt3,1024,4,TPU-v5p,4096,1,
-"""
-    loaded = load("mlperf-training-v4.1/llm_runs.csv", text, tmp_path)
-    assert loaded.skipped == {SUBSETS: 1, "no time of a step": 1, "repeat, averaged into its first run": 1}
+    loaded = load("mlperf-training-v4.1/llm_runs.csv#gpt3", RUNS, tmp_path)
+    assert loaded.skipped == {
+        "another benchmark: a data set of its own": 3, "no time of a step": 1, "repeat, averaged into its first run": 1,
+    }  # fmt: skip
     (part,) = loaded.parts
     assert part.measured.tolist() == [18.5]
     for case in tried:
@@ -209,26 +238,55 @@ Google,v5p,gpt3,1024,4,TPU-v5p,4096,1,
         ranks = strategy.tensor_parallel * strategy.pipeline_parallel * (strategy.data_parallel or 1)
         assert ranks == 256
         assert 2048 // ((strategy.data_parallel or 1) * strategy.micro_batch) == 128
-    assert {case.strategy.micro_batch for case in tried} == {1, 2, 4}
+    assert {case.strategy.micro_batch for case in tried} == {1, 2}
+
+
+def test_mlperf_adapters(tmp_path: Path) -> None:
+    loaded = load("mlperf-training-v4.1/llm_runs.csv#lora", RUNS, tmp_path)
+    assert loaded.skipped == {
+        "another benchmark: a data set of its own": 3, "a copy of another system's runs": 1,
+        "system is not in the catalog": 1,
+    }  # fmt: skip
+    (part,) = loaded.parts
+    case = frameworks._mlperf_case(CATALOG, next(part.frame.itertuples(index=False)))
+    strategy = case.strategy
+    assert case.node == "hgx-h100-4gpu"
+    assert strategy.tensor_parallel * strategy.context_parallel == 4
+    assert strategy.trainable is not None
+    assert part.measured.tolist() == [1.0]
+    step = simulate(case.setup(CATALOG)).metrics["step_time"].value
+    assert part.predict(constants_for(CATALOG, part.device))[0] == pytest.approx(8 / step)
+
+
+def small(batch: int = 32, name: str = "gpt3-1.3b", **options: object) -> steps.Case:
+    strategy = TrainingStrategy(data_parallel=8, zero_stage=1, **options)
+    return steps.Case("dgx-h100", 1, CATALOG.model(name), batch, 2048, strategy)
 
 
 def test_the_fastest_of_several_layouts() -> None:
-    model = CATALOG.model("gpt3-1.3b")
-    one = frameworks._mlperf_strategy(1, 1, 8, 1, 1)
-    slow = steps.Case("dgx-h100", 1, model, 32, 2048, one.model_copy(update={"recompute": "full"}))
-    fast = steps.Case("dgx-h100", 1, model, 32, 2048, one)
-    wrong = steps.Case("dgx-h100", 1, model, 33, 2048, one)
+    slow, fast, wrong = small(recompute="full"), small(), small(batch=33)
     assert steps.fastest([wrong, slow, fast], CATALOG) == fast
-    with pytest.raises(MemroofError, match="no legal layout"):
+    with pytest.raises(MemroofError, match="no multiple"):
         steps.fastest([wrong], CATALOG)
+    with pytest.raises(MemroofError, match="no layout is predicted to fit"):
+        steps.fastest([small(name="gpt3-175b")], CATALOG)
 
 
 def test_the_least_recomputation_that_fits() -> None:
-    strategy = frameworks._mlperf_strategy(1, 1, 8, 1, 1).model_copy(update={"precision": "bf16"})
-    small = steps.Case("dgx-h100", 1, CATALOG.model("gpt3-1.3b"), 8, 2048, strategy)
-    assert steps.least_recomputed(small, CATALOG).strategy.recompute == "none"
-    large = steps.Case("dgx-h100", 1, CATALOG.model("gpt3-175b"), 8, 2048, strategy)
-    assert steps.least_recomputed(large, CATALOG).strategy.recompute == "full"
+    assert steps.least_recomputed(small(), CATALOG).strategy.recompute == "none"
+    assert steps.least_recomputed(small(name="gpt3-175b"), CATALOG).strategy.recompute_layers is None
+    large = small(name="gpt3-6.7b", micro_batch=4)
+    part = steps.least_recomputed(large, CATALOG).strategy
+    assert (part.recompute, steps.least_recomputed(large, CATALOG, in_parts=False).strategy.recompute) == (
+        "full",
+        "full",
+    )
+    layers = part.recompute_layers
+    assert layers is not None
+    assert 0 < layers < 32
+    fewer = part.model_copy(update={"recompute_layers": layers - 1})
+    assert steps.fits(replace(large, strategy=part), CATALOG)
+    assert not steps.fits(replace(large, strategy=fewer), CATALOG)
 
 
 def test_gpu_hours_are_tokens_a_second() -> None:
