@@ -6,7 +6,7 @@ footprint and where the time went. It knows no screen; analysis turns outcomes i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -114,6 +114,8 @@ class Outcome:
     """Further columns by name (per stage, per request), for frames and reports."""
     class_errors: Mapping[OperatorClass, float] = field(default_factory=dict)
     """Relative standard error of each class's seconds; that of a single kernel where a class is missing."""
+    further: Callable[[], Mapping[str, Metric]] | None = None
+    """Metrics that take longer to find, for those who ask."""
     composition_error: float = 0.0
     """Relative standard error of the whole on top of that of its kernels: software between them, slow ranks."""
 

@@ -25,7 +25,7 @@ def to_dict(result: Result) -> dict[str, Any]:
         "fits": result.fits,
         "ok": result.ok,
         "headline": result.headline.key,
-        "metrics": {key: value_data(value) for key, value in result.values.items()},
+        "metrics": {key: value_data(value) for key, value in (result.values | result.further).items()},
         "bottleneck": {"name": result.bottleneck[0], "share": result.bottleneck[1]},
         "time_by_bottleneck": dict(result.shares),
         "doubt_by_class": dict(result.doubt()),

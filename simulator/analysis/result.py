@@ -94,6 +94,12 @@ class Result:
         """All metrics by key, with intervals."""
         return {key: _value(key, metric) for key, metric in self.outcome.metrics.items()}
 
+    @cached_property
+    def further(self) -> dict[str, Value]:
+        """Metrics that take longer to find, computed when asked."""
+        found = self.outcome.further() if self.outcome.further else {}
+        return {key: _value(key, metric) for key, metric in found.items()}
+
     @property
     def headline(self) -> Value:
         """How fast."""

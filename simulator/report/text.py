@@ -35,7 +35,7 @@ def run_lines(result: Result) -> list[str]:
     lines = [title(result), "", *summary_lines(result.values, result.headline.key)]
     if not result.fits and result.outcome.total_time > 0.0:
         lines.append("these figures hold if the memory were large enough; it is not, see below")
-    lines += ["", *fits_lines(result), *check_lines(result), *remedy_lines(result)]
+    lines += ["", *fits_lines(result), *further_lines(result), *check_lines(result), *remedy_lines(result)]
     lines += labelled("cost", cost_line(result))
     lines += ["", *labelled("bottleneck", bottleneck_line(result.shares))]
     lines += labelled("interval", interval_line(result))
@@ -91,6 +91,12 @@ def fits_lines(result: Result) -> list[str]:
         more = [f"{len(others)} more, the emptiest at {quantity(min(others), 'bytes')}"] if others else []
         lines += labelled(f"  {use.tier}", [_memory_line(use), categories_line(use.by_category), *more])
     return lines
+
+
+def further_lines(result: Result) -> list[str]:
+    """Return metrics that take longer to find, in a line."""
+    found = [f"{value.label} {quantity(value.value, value.dimension)}" for value in result.further.values()]
+    return labelled("", ", ".join(found)) if found and result.fits else []
 
 
 def fullest(memory: Sequence[MemoryUse]) -> list[MemoryUse]:

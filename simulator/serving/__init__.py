@@ -7,7 +7,7 @@ from simulator.serving.remedies import remedies
 from simulator.serving.scheduler import Policy, Served, serve
 from simulator.serving.simulate import simulate
 from simulator.serving.step_time import StepPricer
-from simulator.serving.workload import Requests, draw_requests
+from simulator.serving.workload import Requests, closed_loop, draw_requests
 
 __all__ = [
     "LayerGroup", "PagedCache", "Policy", "Pricer", "ReplicaPlan", "Requests", "Served", "StepPricer", "Steps", "draw_requests",

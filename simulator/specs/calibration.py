@@ -343,6 +343,8 @@ class TrainingConstants(Spec):
 
     eager_operator: Seconds | None = None
     """CPU time to issue one operator of an eager step: Python, autograd, and the launches behind it."""
+    engine_operator: Seconds | None = None
+    """The same with Transformer Engine's modules, which check, cast and look up more for each."""
     sustained_clock: Fraction | None = None
     """Highest clock of the matrix units through hours of training over that of a benchmark of some milliseconds, where power does
     not limit it further."""

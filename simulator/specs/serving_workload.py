@@ -190,7 +190,11 @@ class ServingWorkload(Spec):
             raise PydanticCustomError(
                 "scenario",
                 "'{name}' has no meaning beside '{other}', which says it for each {what}",
-                {"name": own[0] if own else "classes", "other": other, "what": "request" if given else "class"},
+                {
+                    "name": own[0] if own else "classes",
+                    "other": other,
+                    "what": "request" if given else "class",
+                },
             )
         if self.classes is not None and not self.classes:
             raise PydanticCustomError("scenario", "'classes' needs at least one class")

@@ -98,8 +98,15 @@ class TrainingStrategy(Spec):
     """Products of weight gradients add to the sum over micro-batches (Megatron-LM from 2022 on); false: a kernel after each."""
     fused_loss: bool = True
     """Cross entropy in one kernel each way; false: as some ten kernels over the logits (Megatron-LM's own)."""
+    wide_loss: bool = True
+    """A fused loss keeps its probabilities in fp32 (Megatron-Core); false: in 16 bits (torch.compile, Liger)."""
+    joined_projections: bool = True
+    """Queries, keys and values, and gate and up, are one product each; false: products of their own (plain PyTorch models)."""
     cuda_graphs: bool = False
     """Passes are captured and issued at once; false: the CPU issues every operator, and the device waits where it is slower."""
+    transformer_engine: bool = False
+    """Layers are Transformer Engine's modules (Megatron-Core from 2023 on), whose Python takes the CPU longer than PyTorch's and
+    the first Megatron-LM's own."""
 
     # --- number formats and the optimizer
     precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4"] = "bf16"

@@ -13,17 +13,21 @@ import numpy as np
 from simulator.cost import Breakdown, class_errors, peak_flops, relative_error
 from simulator.engine import Timeline
 from simulator.graph import Attention, Matmul, Shape, Work, build
-from simulator.specs import OperatorClass, Span
+from simulator.specs import OperatorClass, Span, TrainingStrategy
 from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup, constants_used
 from simulator.training.lower import GATHER, REDUCTION, Lowered, Replica
 from simulator.training.passes import EXCHANGE
 from simulator.training.reliability import reliability
+from simulator.training.replay import stage_allocation
 from simulator.training.states import checkpoint_bytes
 from simulator.training.work import StageWork
 
 if TYPE_CHECKING:
     from simulator.training.step import Step
 
+ALLOCATED_ERROR, RESERVED_ERROR = 0.01, 0.05
+"""Relative standard errors of peaks: what measured ones have that no item explains. Allocated: 33 steps on eight B200, all within
+1 %; reserved: 13 steps on H100 and H200, 4.9 % in the mean. Nothing is added for it."""
 SOURCES = (
     "Narayanan et al. 2021, arXiv:2104.04473: pipeline schedules, scatter/gather of stage boundaries",
     "Korthikanti et al. 2022, arXiv:2205.05198: sequence parallelism, selective recomputation, activation bytes",
@@ -67,7 +71,7 @@ def outcome(step: Step, replicas: Sequence[Replica], lowered: Lowered, timeline:
         ),
         "model_flops_per_second_per_gpu": timed("model FLOP/s per GPU", needed, "FLOP/s", "higher"),
         "pipeline_bubble": Metric("pipeline bubble over ideal time", bubble, "fraction", 0.0, "lower"),
-        "peak_memory": Metric("peak memory of the fullest GPU", memory[0].peak, "bytes", 0.0, "lower"),
+        "peak_memory": Metric("peak memory of the fullest GPU", memory[0].peak, "bytes", ALLOCATED_ERROR, "lower"),
         "parameters": Metric("parameters", _total_parameters(setup), "count"),
     }
     if scenario.workload.tokens:
@@ -87,8 +91,24 @@ def outcome(step: Step, replicas: Sequence[Replica], lowered: Lowered, timeline:
     tables = {"stages": _stage_table(stages, works, lowered, timeline)}
     return Outcome(
         "step_time", metrics, memory, accounts.classes, accounts.bottlenecks, seconds, _assumptions(step), SOURCES,
-        timeline, plan.ranks, min(1.0, busy), tables, accounts.errors, composition,
+        timeline, plan.ranks, min(1.0, busy), tables, accounts.errors, _reserved(stages, lowered, timeline), composition,
     )  # fmt: skip
+
+
+def _reserved(stages: list[StageWork], lowered: Lowered, timeline: Timeline) -> Callable[[], Mapping[str, Metric]]:
+    """Return how to find what PyTorch's allocator makes of the fullest stage's tensors."""
+    peaks = [timeline.ledger.peak(memory).bytes for memory in lowered.memories]
+    stage = stages[int(np.argmax(peaks))]
+
+    def replayed() -> dict[str, Metric]:
+        found = stage_allocation(stage)
+        lost = found.reserved - found.allocated
+        return {
+            "reserved_memory": Metric("reserved by the allocator", found.reserved, "bytes", RESERVED_ERROR, "lower"),
+            "fragmentation": Metric("of it rounding and fragmentation", lost, "bytes", 0.0, "lower"),
+        }
+
+    return replayed
 
 
 def _passes(stage: StageWork) -> Breakdown:
@@ -288,6 +308,13 @@ _GATHERED = {
 }  # fmt: skip
 
 
+def _issued(strategy: TrainingStrategy) -> str:
+    if strategy.cuda_graphs:
+        return "passes issued as captured graphs"
+    modules = " from Transformer Engine's modules" if strategy.transformer_engine else ""
+    return f"every operator issued by the CPU (eager){modules}"
+
+
 def _assumptions(step: Step) -> tuple[str, ...]:
     strategy, plan = step.strategy, step.plan
     lines = [
@@ -295,7 +322,7 @@ def _assumptions(step: Step) -> tuple[str, ...]:
         f"{plan.tensor} x {plan.pipeline} x {plan.data} ranks (tensor, pipeline, data) in this order over the nodes; "
         "equal ranks simulated once",
         "fused attention" if strategy.fused_attention else "attention as separate kernels, scores kept in memory",
-        "passes issued as captured graphs" if strategy.cuda_graphs else "every operator issued by the CPU (eager)",
+        _issued(strategy),
     ]  # fmt: skip
     if step.scenario.operations is None:
         lines.append("no data loading, no stragglers, no failures")

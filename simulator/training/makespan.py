@@ -177,7 +177,7 @@ def _picked(layers: LayerSeconds | None, where: Integers) -> LayerSeconds | None
 
 
 def _durations(passes: PassSeconds, *, pairs: bool) -> Floats:
-    """Stack seconds as :func:`simulator.training.recurrence.duration` numbers them."""
+    """Stack seconds by stage, chunk and part; then those of pairs by stage and both chunks."""
     count = passes.forward.shape[-1]
     backward = passes.input_gradient + passes.weight_gradient if passes.backward is None else passes.backward
     single = np.stack([passes.forward, backward, passes.input_gradient, passes.weight_gradient], axis=2)

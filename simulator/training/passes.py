@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from types import MappingProxyType
+from typing import Literal
 
 from simulator.cost import Breakdown, CostModel, Overlap
 from simulator.cost.codec import codec_times
 from simulator.graph import Axis, Block, Collective, Elementwise, ModelGraph, Operator, Work
-from simulator.specs import Span
+from simulator.specs import Span, TrainingStrategy
 from simulator.specs.trainable_spec import Codec
 from simulator.training.liveness import Liveness, chain, liveness
 from simulator.training.schedules import Part
 
 PARTS: tuple[Part, ...] = ("forward", "backward", "input-gradient", "weight-gradient")
+Issue = Literal["eager", "engine", "captured"]
 EXCHANGE = "expert link"
 """What binds a pass that waits for tokens on their way to experts and back."""
 
@@ -125,6 +127,13 @@ def paired_seconds(passes: Sequence[tuple[ChunkPass, Part]], occupancy: float) -
     return rest + max(exchange - rest, occupancy * exchange)
 
 
+def issue(strategy: TrainingStrategy) -> Issue:
+    """Return what issues the operators of a strategy."""
+    if strategy.cuda_graphs:
+        return "captured"
+    return "engine" if strategy.transformer_engine else "eager"
+
+
 class PassPricer:
     """Prices the passes of model chunks; equal blocks are priced once.
 
@@ -134,8 +143,9 @@ class PassPricer:
         What is priced, by whom, over which groups.
     parts : tuple of str
         Which passes there are: the backward pass as one, its input and weight gradients apart, or both.
-    eager : bool
-        Whether the CPU issues every operator in every pass; a captured graph is issued at once.
+    issue : str
+        What issues operators: the CPU one by one (``eager``), the same with Transformer Engine's modules (``engine``), or nothing
+        in a ``captured`` graph.
     overlap : str
         What tensor-parallel collectives run beside: ``none``, ``backward`` products, or ``chunked`` beside their own.
     shared_experts : bool
@@ -146,13 +156,15 @@ class PassPricer:
 
     def __init__(
         self, graph: ModelGraph, cost: CostModel, spans: Mapping[Axis, Span], *,
-        parts: tuple[Part, ...] = PARTS[:2], eager: bool = True, overlap: Overlap = "backward",
+        parts: tuple[Part, ...] = PARTS[:2], issue: Issue = "eager", overlap: Overlap = "backward",
         shared_experts: bool = False, codec: Codec | None = None,
     ) -> None:  # fmt: skip
         self._graph, self._cost, self._spans, self.parts = graph, cost, spans, parts
         self._overlap, self._shared_experts, self._codec = overlap, shared_experts, codec
         self._groups = {axis: span.size for axis, span in spans.items()}
-        self._operator = float(cost.calibration.training.eager_operator or 0.0) if eager else 0.0
+        training = cost.calibration.training
+        seconds = {"eager": training.eager_operator, "engine": training.engine_operator, "captured": 0.0}
+        self._operator = float(seconds[issue] or 0.0)
         self._layers: dict[tuple[int, frozenset[str]], LayerPass] = {}
 
     def chunk(self, layers: Sequence[tuple[Block, frozenset[str]]]) -> ChunkPass:

@@ -31,8 +31,8 @@ Kind = tuple[int, bool]
 """A block by its number, and whether it computes again what the strategy says."""
 PASSES = (
     "sequence_parallel", "context_exchange", "expert_capacity", "expert_nodes", "recompute", "recompute_operators",
-    "fused_attention", "fused_accumulation", "fused_loss", "cuda_graphs", "precision", "fp8_recipe", "parameter_precision",
-    "gradient_precision", "overlap_tensor_parallel",
+    "fused_attention", "fused_accumulation", "fused_loss", "cuda_graphs", "transformer_engine", "precision", "fp8_recipe",
+    "parameter_precision", "gradient_precision", "overlap_tensor_parallel",
 )  # fmt: skip
 
 

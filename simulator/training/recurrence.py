@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -129,7 +130,7 @@ class Recurrence:
         Parameters
         ----------
         seconds : array (durations, configurations)
-            Numbered as :func:`duration` does.
+            By stage, chunk and part (:data:`PARTS`); then those of pairs by stage, forward and backward chunk.
         latency, flow : arrays (kinds of messages, configurations)
             Of a message; the last kind is no message at all and takes no time.
         layers : LayerSeconds, optional
@@ -386,14 +387,6 @@ def _runs(counts: Integers) -> list[Integers]:
     return [np.flatnonzero(counts == count) for count in np.unique(counts)]
 
 
-def duration(stages: int, chunks: int, stage: int, order: Order, pair: Order | None = None) -> int:
-    """Return the number of a row's seconds: by stage, chunk and part; then those of pairs by stage and both chunks."""
-    if pair is None:
-        return (stage * chunks + order.chunk) * len(PARTS) + PARTS.index(order.part)
-    forward, backward = (order, pair) if order.part == "forward" else (pair, order)
-    return stages * chunks * len(PARTS) + (stage * chunks + forward.chunk) * chunks + backward.chunk
-
-
 @lru_cache(maxsize=1024)
 def recurrence(
     name: str, stages: int, micro_batches: int, chunks: int = 1, *, pair: bool = False, periodic: bool = True
@@ -491,147 +484,162 @@ def _repeats(rows: Sequence[_Row], cut: int, length: int, shift: int) -> int:
 
 
 class _Compiler:
-    """Puts the rows of a table in an order in which each comes after what it waits for."""
+    """Finds what each row of a table waits for, and puts rows in levels."""
 
     def __init__(self, table: Pipeline, pair: bool) -> None:
         self.table = table
         self.units = _rows_of(table, pair)
         self.slots = 1 + pair
-        self.level: list[int] = []
-        """By row, in the order in which rows are found."""
-        self.before: list[int] = []
-        self.seconds: list[int] = []
-        self.waits: list[tuple[int, int]] = []
-        """(row, slot) of the messages: flattened by slot, -1 for none."""
-        self.rows: list[list[int]] = [[] for _ in self.units]
+        lengths = [len(units) for units in self.units]
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)])
+        self.stage = np.repeat(np.arange(len(lengths)), lengths)
+        rows = [unit.passes for units in self.units for unit in units]
+        self.rows = [np.arange(low, high) for low, high in pairwise(self.offsets.tolist())]
         """By stage: its rows in order."""
-        self.inputs: list[list[tuple[int, int]]] = []
-        self.outputs: list[list[tuple[int, tuple[int, int]]]] = []
-        """By row and slot: kind of the message, and the message before it on its link."""
-        self.arrived: dict[tuple[bool, int, int], tuple[int, int]] = {}
-        """Message by direction, place that it goes to and micro-batch: its row and slot."""
-        self.busy: dict[tuple[int, int], tuple[int, int]] = {}
-        """The latest message on each link."""
-        self._number()
+        self.before = np.where(np.isin(np.arange(len(rows)), self.offsets), -1, np.arange(len(rows)) - 1)
+        passes = [[row[slot] if slot < len(row) else None for row in rows] for slot in range(self.slots)]
+        self.part = [self._of(some, lambda order: PARTS.index(order.part)) for some in passes]
+        self.micro_batch = [self._of(some, lambda order: order.micro_batch) for some in passes]
+        self.chunk = [self._of(some, lambda order: order.chunk) for some in passes]
+        self.place = self._places()
+        self.waits = self._sources()
+        self.sends, self.queues = self._messages()
+        self.level = self._levels()
+
+    @staticmethod
+    def _of(passes: Sequence[Order | None], attribute: Callable[[Order], int]) -> Integers:
+        return np.array([-1 if order is None else attribute(order) for order in passes], dtype=np.int64)
 
     def recurrence(self, step: int, longer: Sequence[Sequence[_Row]]) -> Recurrence:
         """Sort rows by level and renumber."""
-        level = np.array(self.level)
-        order = np.argsort(level, kind="stable")
-        node = np.zeros(len(order) + 1, dtype=np.int64)
-        node[order] = np.arange(1, len(order) + 1)  # node of a row; that of row -1 is the last entry, 0
-        bounds = np.concatenate([[0], np.cumsum(np.bincount(level))])[1:] if len(order) else np.zeros(1, int)
-        bounds = np.unique(np.concatenate([[0], bounds]))
+        order = np.argsort(self.level, kind="stable")
         nodes = len(order) + 1
+        node = np.zeros(nodes, dtype=np.int64)
+        node[order] = np.arange(1, nodes)  # node of a row; that of row -1 is the last entry, 0
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(self.level))]).tolist()
 
-        def messages(pairs: list[tuple[int, int]]) -> Integers:
-            row, slot = np.array(pairs, dtype=np.int64).reshape(-1, 2)[order].T
-            return np.asarray(node[row] + np.where(row < 0, 0, slot * nodes))
+        def messages(number: Integers) -> Integers:
+            slot, row = np.divmod(number[order], nodes)
+            return np.where(number[order] < 0, 0, node[row] + slot * nodes)
 
-        slots = range(self.slots)
-        first, final, part, stage = (np.array(column)[order] for column in self._flags())
         reach, blocks = self._periods(step // len(self.table.routes), longer) if longer else (0, _NONE)
+        queued = self.queues[1] if self.slots > 1 else self.queues[0]
+        together = queued == np.arange(len(order)) if self.slots > 1 else np.zeros(len(order), dtype=np.bool_)
+        part = self.part[0] if self.slots == 1 else np.where(self.part[1] >= 0, -1, self.part[0])
+        first, final = self._flags()
         return Recurrence(
-            tuple(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)),
-            node[np.array(self.before)[order]],
-            np.array(self.seconds)[order],
-            tuple(messages([row[slot] for row in self.inputs]) for slot in slots),
-            tuple(np.array([row[slot][0] for row in self.outputs])[order] for slot in slots),
-            tuple(messages([row[slot][1] for row in self.outputs]) for slot in slots),
-            np.array([len(row) > 1 and row[1][1] == (own, 0) for own, row in enumerate(self.outputs)])[order],
-            node[np.array([rows[-1] for rows in self.rows])],
-            stage, first, final, part, step if reach else 0, reach, node[blocks],
+            tuple(pairwise(bounds)), node[self.before[order]], self._seconds()[order],
+            tuple(messages(waits) for waits in self.waits), tuple(sends[order] for sends in self.sends),
+            tuple(messages(queues) for queues in self.queues), together[order],
+            node[np.array([rows[-1] for rows in self.rows])], self.stage[order], first[order], final[order], part[order],
+            step if reach else 0, reach, node[blocks],
         )  # fmt: skip
 
-    def _number(self) -> None:
-        position = [0] * len(self.units)
-        ready = list(range(len(self.units)))
-        while ready:
-            stage = ready.pop()
-            units = self.units[stage]
-            while position[stage] < len(units) and self._known(stage, units[position[stage]].passes):
-                woken = self._add(stage, units[position[stage]].passes)
-                position[stage] += 1
-                ready += [other for other in woken if other not in ready and other != stage]
+    def _places(self) -> list[Integers]:
+        stages, chunks = len(self.units), self.table.chunks
+        places = np.array(
+            [[self.table.place(stage, chunk) for chunk in range(chunks)] for stage in range(stages)]
+        )
+        return [np.where(chunk >= 0, places[self.stage, chunk], -1) for chunk in self.chunk]
 
-    def _place(self, stage: int, order: Order) -> int:
-        return self.table.place(stage, order.chunk)
+    def _sources(self) -> list[Integers]:
+        """Return by slot the message (slot x nodes + row) that each pass waits for; -1 for none."""
+        nodes, places = len(self.stage) + 1, self.table.places
+        sent = np.full((2, places + 2, len(self.table.route_of)), -1, dtype=np.int64)
+        for slot in range(self.slots):
+            for backward in (0, 1):
+                rows = np.flatnonzero(self._moves(slot, backward))
+                target = self.place[slot][rows] + (-1 if backward else 1)
+                sent[backward, target, self.micro_batch[slot][rows]] = slot * nodes + rows
+        found = []
+        for slot in range(self.slots):
+            waits = np.full(len(self.stage), -1, dtype=np.int64)
+            for backward in (0, 1):
+                rows = np.flatnonzero(self._moves(slot, backward))
+                waits[rows] = sent[backward, self.place[slot][rows], self.micro_batch[slot][rows]]
+            found.append(waits)
+        return found
 
-    def _source(self, stage: int, order: Order) -> tuple[bool, int, int] | None:
-        """Return the message that a pass waits for."""
-        place, backward = self._place(stage, order), order.part != "forward"
-        outside = order.part == "weight-gradient" or place == (self.table.places - 1 if backward else 0)
-        return None if outside else (backward, place, order.micro_batch)
+    def _moves(self, slot: int, backward: int) -> npt.NDArray[np.bool_]:
+        """Return which passes go forward, or take a gradient backward."""
+        part = self.part[slot]
+        return (part == 1) | (part == 2) if backward else part == 0
 
-    def _known(self, stage: int, unit: tuple[Order, ...]) -> bool:
-        sources = (self._source(stage, order) for order in unit)
-        return all(source is None or source in self.arrived for source in sources)
+    def _messages(self) -> tuple[list[Integers], list[Integers]]:
+        """Return by slot the kind of message that each pass sends, and the message before it on its link."""
+        table, nodes = self.table, len(self.stage) + 1
+        routes = np.array([[stage for stage, _ in route] for route in table.routes])
+        route_of = np.array(table.route_of)
+        sends = [np.full(len(self.stage), 2 * table.places, dtype=np.int64) for _ in range(self.slots)]
+        links: list[Integers] = []
+        for slot in range(self.slots):
+            neighbour = np.full(len(self.stage), -1, dtype=np.int64)
+            for backward in (0, 1):
+                rows = np.flatnonzero(self._moves(slot, backward))
+                target = self.place[slot][rows] + (-1 if backward else 1)
+                rows, target = rows[inside := (target >= 0) & (target < table.places)], target[inside]
+                there = routes[route_of[self.micro_batch[slot][rows]], target]
+                away = there != self.stage[rows]
+                neighbour[rows[away]] = there[away]
+                sends[slot][rows[away]] = backward * table.places + self.place[slot][rows[away]]
+            links.append(np.where(neighbour < 0, -1, self.stage * len(self.units) + neighbour))
+        # rows of a stage are numbered in order, and both messages of a pair follow each other
+        link = np.stack(links, axis=1).ravel()
+        number = np.stack(
+            [slot * nodes + np.arange(len(self.stage)) for slot in range(self.slots)], axis=1
+        ).ravel()
+        used = np.flatnonzero(link >= 0)
+        used = used[np.argsort(link[used], kind="stable")]
+        queues = np.full(len(link), -1, dtype=np.int64)
+        same = link[used[1:]] == link[used[:-1]]
+        queues[used[1:][same]] = number[used[:-1][same]]
+        return sends, list(queues.reshape(-1, self.slots).T)
 
-    def _add(self, stage: int, unit: tuple[Order, ...]) -> list[int]:
-        """Append a row; returns the stages that its messages go to."""
-        row, chunks = len(self.level), self.table.chunks
-        before = self.rows[stage][-1] if self.rows[stage] else -1
-        sources = [self._source(stage, order) for order in unit]
-        inputs = [self.arrived.pop(source) if source else (-1, 0) for source in sources]
-        inputs += [(-1, 0)] * (self.slots - len(inputs))
-        self.level.append(1 + max(self.level[r] if r >= 0 else -1 for r in (before, *(r for r, _ in inputs))))
-        self.before.append(before)
-        self.seconds.append(duration(len(self.units), chunks, stage, *unit))
-        self.inputs.append(inputs)
-        self.rows[stage].append(row)
-        none = (2 * self.table.places, (-1, 0))
-        outputs, woken = [none] * self.slots, []
-        for slot, order in enumerate(unit):
-            target = self._target(stage, order)
-            if target is None:
-                continue
-            backward, place, neighbour = target
-            self.arrived[backward, place, order.micro_batch] = (row, slot)
-            woken.append(neighbour)
-            if neighbour != stage:
-                link = (stage, neighbour)
-                kind = backward * self.table.places + self._place(stage, order)
-                outputs[slot] = (kind, self.busy.get(link, (-1, 0)))
-                self.busy[link] = (row, slot)
-        self.outputs.append(outputs)
-        return woken
+    def _levels(self) -> Integers:
+        """Return the length of the longest chain of rows before each row."""
+        nodes = len(self.stage) + 1
+        level = np.full(nodes, np.iinfo(np.int64).max)
+        level[-1] = -1
+        sources = np.stack([np.where(waits < 0, nodes - 1, waits % nodes) for waits in self.waits])
+        position, end = self.offsets[:-1].copy(), self.offsets[1:]
+        wave = 0
+        open_ = np.flatnonzero(position < end)
+        while len(open_):
+            ready = open_[(level[sources[:, position[open_]]] < wave).all(axis=0)]
+            level[position[ready]] = wave
+            position[ready] += 1
+            wave += 1
+            open_ = open_[position[open_] < end[open_]]
+        return level[:-1]
 
-    def _target(self, stage: int, order: Order) -> tuple[bool, int, int] | None:
-        """Return direction, place and stage that a pass's result goes to."""
-        if order.part == "weight-gradient":
-            return None
-        backward = order.part != "forward"
-        place = self._place(stage, order) + (-1 if backward else 1)
-        if not 0 <= place < self.table.places:
-            return None
-        return backward, place, self.table.routes[self.table.route_of[order.micro_batch]][place][0]
+    def _seconds(self) -> Integers:
+        stages, chunks = len(self.units), self.table.chunks
+        single = (self.stage * chunks + self.chunk[0]) * len(PARTS) + self.part[0]
+        if self.slots == 1:
+            return single
+        forward, backward = (
+            np.where(self.part[0] == 0, first, second)
+            for first, second in ((self.chunk[0], self.chunk[1]), (self.chunk[1], self.chunk[0]))
+        )
+        pair = stages * chunks * len(PARTS) + (self.stage * chunks + forward) * chunks + backward
+        return np.where(self.part[1] >= 0, pair, single)
 
-    def _flags(self) -> tuple[list[bool], list[bool], list[int], list[int]]:
-        """Return by row: whether it is the first or the last of its chunk, its part and its stage."""
-        first, final = [False] * len(self.level), [False] * len(self.level)
-        part, stages = [-1] * len(self.level), [0] * len(self.level)
-        for stage, units in enumerate(self.units):
-            lasts: dict[int, int] = {}
-            seen: set[int] = set()
-            for row, unit in zip(self.rows[stage], units, strict=True):
-                stages[row] = stage
-                if len(unit.passes) == 1:
-                    part[row] = PARTS.index(unit.passes[0].part)
-                for order in unit.passes:
-                    if order.part == "forward" and order.chunk not in seen:
-                        seen.add(order.chunk)
-                        first[row] = True
-                    if order.part in ("backward", "weight-gradient"):
-                        lasts[order.chunk] = row
-            for row in lasts.values():
-                final[row] = True
-        return first, final, part, stages
+    def _flags(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Return which rows are the first forward pass of their chunk, and which its last backward pass."""
+        first, final = (np.zeros(len(self.stage), dtype=np.bool_) for _ in range(2))
+        for slot in range(self.slots):
+            part, key = self.part[slot], self.stage * self.table.chunks + self.chunk[slot]
+            forward = np.flatnonzero(part == 0)
+            first[forward[np.unique(key[forward], return_index=True)[1]]] = True
+            backward = np.flatnonzero((part == 1) | (part == 3))[::-1]
+            final[backward[np.unique(key[backward], return_index=True)[1]]] = True
+        return first, final
 
     def _periods(self, shift: int, longer: Sequence[Sequence[_Row]]) -> tuple[int, Integers]:
         """Return how far rows look back, and the rows of the last periods; nothing where there are too few."""
-        block = np.zeros(len(self.level), dtype=np.int64)
+        block = np.zeros(len(self.stage), dtype=np.int64)
         cuts: list[tuple[int, int]] = []
-        repeats = len(self.level)
+        repeats = len(self.stage)
         for rows, units, more in zip(self.rows, self.units, longer, strict=True):
             cut = _cut(units, more, shift)
             if cut is None:
@@ -653,11 +661,13 @@ class _Compiler:
         """Return how many periods back a row of the last one, or one behind the cut, looks at most."""
         recent = block <= 1
         reach = 1
-        columns = [self.before, *([row[slot][0] for row in self.inputs] for slot in range(self.slots))]
-        columns += [[row[slot][1][0] for row in self.outputs] for slot in range(self.slots)]
+        nodes = len(self.stage) + 1
+        columns = [
+            self.before,
+            *(np.where(some < 0, -1, some % nodes) for some in (*self.waits, *self.queues)),
+        ]
         for column in columns:
-            seen = np.array(column)
-            looks = recent & (seen >= 0)
+            looks = recent & (column >= 0)
             if looks.any():
-                reach = max(reach, int((block[seen[looks]] - block[looks]).max()))
+                reach = max(reach, int((block[column[looks]] - block[looks]).max()))
         return reach

@@ -20,9 +20,9 @@ from simulator.training.lower import Replica, lower
 from simulator.training.messages import Messenger
 from simulator.training.optimal import choose
 from simulator.training.optimizers import Shards, update_gathers, update_works
-from simulator.training.passes import PARTS, ChunkPass, PassPricer
+from simulator.training.passes import PARTS, ChunkPass, PassPricer, issue
 from simulator.training.plan import Plan, make_plan, table_of
-from simulator.training.recomputation import recomputed
+from simulator.training.recomputation import check_operators, recomputed
 from simulator.training.schedules import Pipeline, in_flight
 from simulator.training.states import Elements, ModelStates, model_states
 from simulator.training.weights import Weights, block_weights, stage_weights
@@ -84,7 +84,7 @@ class Step:
         present = {row.part for orders in (plan.table.orders[0], plan.table.orders[-1]) for row in orders}
         self.pricer = PassPricer(
             self.graph, self.cost, self.spans, parts=tuple(part for part in PARTS if part in present),
-            eager=not self.strategy.cuda_graphs, overlap=self.strategy.overlap_tensor_parallel,
+            issue=issue(self.strategy), overlap=self.strategy.overlap_tensor_parallel,
             shared_experts=self.strategy.overlap_shared_experts, codec=self.strategy.compression.activations,
         )  # fmt: skip
         self._chunks: dict[tuple[tuple[int, frozenset[str]], ...], ChunkPass] = {}
@@ -97,7 +97,9 @@ class Step:
         graph = build(
             model, Shape(plan.micro_batch, plan.sequence, target=target), plan.partition, plan.numerics,
             fused_attention=self.strategy.fused_attention, fused_loss=self.strategy.fused_loss,
+            wide_loss=self.strategy.wide_loss, joined_projections=self.strategy.joined_projections,
         )  # fmt: skip
+        check_operators((block for block, _ in graph.all_blocks), self.strategy.recompute_operators)
         return subset(graph, self.strategy.trainable, plan.partition)
 
     @property

@@ -53,14 +53,15 @@ def _truncated(model: Model, layers: int) -> Model:
 
 
 def _simumax_case(catalog: Catalog, row: Any) -> Case:
-    """Megatron-Core: distributed optimizer, sequence parallelism, fused loss (``cef``), 1F1B, contexts as a ring.
+    """Megatron-Core on Transformer Engine: distributed optimizer, sequence parallelism, fused loss, 1F1B, contexts as a ring.
 
     Nothing is recomputed.
     """
     options = {"context_exchange": "ring"} if row.cp > 1 else {}
     strategy = TrainingStrategy(
         tensor_parallel=row.tp, pipeline_parallel=row.pp, context_parallel=row.cp, data_parallel=row.dp,
-        expert_parallel=row.ep, sequence_parallel=row.tp > 1, micro_batch=row.micro_batch_size, zero_stage=1, **options,
+        expert_parallel=row.ep, sequence_parallel=row.tp > 1, micro_batch=row.micro_batch_size, zero_stage=1,
+        transformer_engine=True, **options,
     )  # fmt: skip
     model = _truncated(catalog.model(SIMUMAX_MODELS[row.model]), row.layers)
     batch = row.dp * row.micro_batches * row.micro_batch_size
@@ -111,8 +112,9 @@ BRIDGE_LORA = {"method": "lora", "rank": 16, "targets": ("attention.qkv",)}
 
 
 def _bridge_case(catalog: Catalog, row: Any) -> Case:
-    """Megatron-Core's performance recipes: what a row does not state is the same for all rows.
+    """Megatron-Core's performance recipes: what a row does not state is the same for all rows of a generation.
 
+    Transformer Engine's modules, captured as graphs on Blackwell, whose kernels outrun the CPU.
     Distributed optimizer with overlapped reduction and gather (or FSDP where the row gives its degree), gradients in bf16,
     parameters of fp8 rows kept and gathered in fp8,
     tensor-parallel collectives that follow the tiles of products, context parallelism as a ring, experts not cut, equally
@@ -158,7 +160,8 @@ def _bridge_case(catalog: Catalog, row: Any) -> Case:
         {
             "tensor_parallel": tensor, "pipeline_parallel": stages, "context_parallel": context,
             "data_parallel": row.n_gpus // (tensor * stages * context), "micro_batch": int(row.mbs),
-            "precision": precision, "fp8_recipe": recipe, "gradient_precision": "bf16", **options,
+            "precision": precision, "fp8_recipe": recipe, "gradient_precision": "bf16", "transformer_engine": True,
+            "cuda_graphs": row.system != "DGX-H100", **options,
         }
     )  # fmt: skip
     case = Case(node, -(-row.n_gpus // gpus), model, int(row.gbs), int(row.seq_len), strategy)

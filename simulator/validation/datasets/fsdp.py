@@ -71,20 +71,21 @@ def _tokens_a_gpu(rows: pd.DataFrame, cases: Sequence[Case]) -> Quantity:
 TITAN_MODELS: Mapping[str, str] = {
     "Llama3.1-8B": "llama3.1-8b", "Llama3.1-70B": "llama3.1-70b", "Llama3.1-405B": "llama3.1-405b",
 }  # fmt: skip
-TITAN_AGAIN = ("attention.norm", "attention.output", "mlp.norm", "mlp.activation")
-"""What per-operator checkpointing computes again of a layer: all but attention and every other product (of seven; the one of
-gate and up, and that of queries, keys and values, are one product each here, and kept)."""
+TITAN_AGAIN = (
+    "attention.norm", "attention.qkv.k_proj", "attention.rotary", "attention.output", "attention.residual", "mlp.norm",
+    "mlp.up.up_proj", "mlp.activation", "mlp.residual",
+)  # fmt: skip
+"""What per-operator checkpointing computes again of a layer: all but attention and every other product, of seven."""
 
 
 def _titan_case(catalog: Catalog, row: Any) -> Case:
     """FSDP2 with fp32 parameters, gathered in bf16 (in fp8 where float8 is on), gradients reduced in fp32, Adam.
 
     Tensor parallelism with sequence parallelism; its collectives follow the tiles of products under AsyncTP. Contexts are
-    gathered (all-gather of keys and values). A pipeline gathers parameters and reduces gradients once a step, as ZeRO-1 does.
-    PyTorch's own attention is FlashAttention-2. Blocks
-    are compiled; the loss in the rows of H200 alone (2025), in those of 2024 it runs as several kernels. Selective recomputation is that of single operators, the
-    recipes' default, as is a pipeline of as many micro-batches as stages, interleaved with two chunks a stage where the row
-    says so.
+    gathered (all-gather of keys and values). A pipeline gathers parameters and reduces gradients once a step, as ZeRO-1 does; it
+    has as many micro-batches as stages and, where the row says so, is interleaved with two chunks a stage. PyTorch's own
+    attention is FlashAttention-2. Blocks are compiled; the loss in the rows of H200 alone (2025), in those of 2024 it runs
+    as several kernels. Selective recomputation is that of single operators, the recipes' default.
     """
     words = str(row.techniques)
     tensor, stages, context, replicas = (int(getattr(row, name)) for name in ("tp", "pp", "cp", "fsdp"))
@@ -108,7 +109,7 @@ def _titan_case(catalog: Catalog, row: Any) -> Case:
         tensor_parallel=tensor, pipeline_parallel=stages, context_parallel=context, data_parallel=replicas,
         micro_batch=max(1, local // stages),
         precision="fp8" if fp8 else "bf16", parameter_precision="fp32", attention_kernel="flash-2",
-        fused_loss=row.hardware.startswith("H200"), **_titan_recompute(str(row.recompute)), **options,
+        fused_loss=row.hardware.startswith("H200"), wide_loss=False, joined_projections=False, **_titan_recompute(str(row.recompute)), **options,
     )  # fmt: skip
     node = "dgx-h200" if row.hardware.startswith("H200") else "hgx-h100-96gb-hbm2e"
     model = catalog.model(TITAN_MODELS[row.model])
@@ -147,9 +148,10 @@ def _titan(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, memo
 
 
 def _reserved(outcome: Outcome, row: int) -> float:
-    """Return what PyTorch's allocator holds of the fullest GPU: all but the context."""
-    fullest = max(outcome.memory, key=lambda use: use.peak)
-    return fullest.peak - fullest.by_category.get("context", 0.0)
+    """Return what PyTorch's allocator holds of the fullest GPU."""
+    if outcome.further is None:
+        raise MemroofError("the step has no figure for what the allocator reserves")
+    return outcome.further()["reserved_memory"].value
 
 
 DATASETS = (

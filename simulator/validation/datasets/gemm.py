@@ -157,9 +157,9 @@ FITS = (
         "matmul",
         (
             Constant("matmul", "peak_efficiency", 0.4, 1.0),
-            Constant("matmul", "narrow_efficiency", 0.3, 1.1),
-            Constant("matmul", "engine_efficiency", 0.3, 1.1),
-            Constant("matmul", "quarter_efficiency", 0.3, 1.1),
+            Constant("matmul", "narrow_efficiency", 0.3, 1.25),
+            Constant("matmul", "engine_efficiency", 0.3, 1.25),
+            Constant("matmul", "quarter_efficiency", 0.3, 1.25),
             Constant("matmul", "step_latency", 3e-8, 1e-6),
             Constant("matmul", "promotion_rate", 1e10, 1e13),
             Constant("matmul", "memory_efficiency", 0.4, 1.0),

@@ -215,12 +215,13 @@ def _model_rate(outcome: Any, row: int) -> float:
 def _megatron_core_case(row: Any) -> Case:
     """Sequence parallelism, distributed optimizer, no recomputation; 4,096 tokens, untied 131,072 words.
 
-    Reductions, gathers and tensor-parallel collectives overlap (the project's README names the three switches). The depth and widths with this vocabulary give the sizes that the table prints. Micro-batches of one sequence.
+    Reductions, gathers and tensor-parallel collectives overlap (the project's README names the three switches). The depth and
+    widths with this vocabulary give the sizes that the table prints. Micro-batches of one sequence.
     """
     schedule = interleaving(row.layers, row.pp, row.batch_seqs // row.dp)
     strategy = TrainingStrategy(
         tensor_parallel=row.tp, pipeline_parallel=row.pp, data_parallel=row.dp, sequence_parallel=row.tp > 1,
-        zero_stage=1, overlap_gradient_reduction=True, overlap_parameter_gather=True,
+        zero_stage=1, overlap_gradient_reduction=True, overlap_parameter_gather=True, transformer_engine=True,
         overlap_tensor_parallel="chunked" if row.tp > 1 else "backward", **schedule,
     )  # fmt: skip
     model = gpt(row.hidden, row.layers, row.heads, sequence=4096, vocabulary=131_072, tied=False)

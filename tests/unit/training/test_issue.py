@@ -52,6 +52,12 @@ def test_a_short_step_waits_for_the_cpu(train: Train) -> None:
     assert "host" not in captured.shares
 
 
+def test_transformer_engine_issues_more_slowly_than_plain_modules(train: Train) -> None:
+    plain = train(batch=8, sequence=64, data_parallel=8)
+    engine = train(batch=8, sequence=64, data_parallel=8, transformer_engine=True)
+    assert engine.headline.value > 1.5 * plain.headline.value
+
+
 def test_a_long_step_does_not(train: Train) -> None:
     options = {
         "model": "gpt3-175b",
