@@ -114,10 +114,10 @@ class Outcome:
     """Further columns by name (per stage, per request), for frames and reports."""
     class_errors: Mapping[OperatorClass, float] = field(default_factory=dict)
     """Relative standard error of each class's seconds; that of a single kernel where a class is missing."""
-    further: Callable[[], Mapping[str, Metric]] | None = None
-    """Metrics that take longer to find, for those who ask."""
     composition_error: float = 0.0
     """Relative standard error of the whole on top of that of its kernels: software between them, slow ranks."""
+    further: Callable[[], Mapping[str, Metric]] | None = None
+    """Metrics that take longer to find, for those who ask."""
 
     @property
     def fits(self) -> bool:

@@ -68,6 +68,9 @@ class TrainingStrategy(Spec):
     """Ranks that states are cut over; replicas of such a group reduce between them (HSDP). All replicas if absent."""
     reshard_after_forward: bool = True
     """ZeRO-3: gathered parameters are dropped after the forward pass and gathered again in the backward pass."""
+    gather_unit: Literal["layer", "tensor"] = "layer"
+    """ZeRO-3: what one collective carries: all parameters of a layer, in one buffer (FSDP), or one tensor, copied to and from a list
+    with an entry for each rank (DeepSpeed of 2021)."""
     prefetch: Natural = 1
     """ZeRO-3: layers whose parameters are gathered ahead of the one that runs."""
 

@@ -91,7 +91,8 @@ def outcome(step: Step, replicas: Sequence[Replica], lowered: Lowered, timeline:
     tables = {"stages": _stage_table(stages, works, lowered, timeline)}
     return Outcome(
         "step_time", metrics, memory, accounts.classes, accounts.bottlenecks, seconds, _assumptions(step), SOURCES,
-        timeline, plan.ranks, min(1.0, busy), tables, accounts.errors, _reserved(stages, lowered, timeline), composition,
+        timeline, plan.ranks, min(1.0, busy), tables, accounts.errors, composition,
+        _reserved(stages, lowered, timeline),
     )  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def _accounts(
     # what passes take beyond their kernels: units that collectives beside them occupy; less where pairs hide exchanges
     beside = busy - updates - float(total.time)
     network = waits.network + max(0.0, beside)
-    if beside < 0.0:
+    if beside < -1e-9 * busy:
         exchange = _bottleneck(EXCHANGE, step)
         binds[exchange] = max(0.0, binds.get(exchange, 0.0) + beside)
         classes["collective"] = max(0.0, classes.get("collective", 0.0) + beside)

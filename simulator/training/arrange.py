@@ -154,7 +154,7 @@ def _balanced_layers(setup: Setup, plan: Plan, make: Callable[[Setup, Plan, str]
             for index, kind in enumerate(step.graph.layers):
                 block = step.graph.blocks[kind]
                 own = step.pricer.layer(block, step.repeated(block))
-                time = sum(float(breakdown.time) for breakdown in own.times.values())
+                time = sum(max(passed.host, passed.device) for passed in own.issued.values())
                 seconds[stage, index] = max(seconds[stage, index], time)
                 size = float(block.parameters) * each + waiting * float(own.memory.saved)
                 held[stage, index] = max(held[stage, index], size)

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simulator.graph import Numeric
-from simulator.training.liveness import Liveness
+from simulator.training.liveness import Liveness, chain
 from simulator.training.makespan import MessageSeconds, PassSeconds, makespan
 from simulator.training.numbers import ChunkNumbers, LayerNumbers, holdings, paired
 from simulator.training.plan import Plan
@@ -279,43 +278,49 @@ def _peak(
     """Return the peak of the fullest stage."""
     held = holdings(plan.table.name, plan.pipeline, plan.micro_batches, plan.table.chunks, pair=pair)
     resident = np.array([[sum(stage.resident.values()) for stage in stages] for stages in tails]).T
-    extra = np.array([[_buffers(stage, mode) for stage in stages] for stages in tails]).T
+    buffers = mode.bounded or "all" in mode.rows
     keeps = "all" in mode.rows and not mode.reshard
     peak = np.zeros(len(body))
     known: dict[tuple[int, ...], Floats] = {}
     for index, chunks in enumerate(bodies.chunks):
+        work = [works[index].messages for works in tails]
         key = (id(held[index]), *(id(chunk) for chunk in chunks))
-        if key not in known:
-            known[key] = held[index].peak([chunk.memory for chunk in chunks])
-        passes = known[key][body]
-        if keeps:
-            gathered = np.array([
-                [sum(layer.gathered for layer in messages) for messages in works[index].messages] for works in tails
-            ]).T  # fmt: skip
-            passes = held[index].peak([_picked(chunk.memory, body) for chunk in chunks], gathered[:, tail])
-        np.maximum(peak, passes + (resident + extra)[index, tail], out=peak)
+        if buffers:
+            key = (*key, *(id(layer) for messages in work for layers in messages for layer in layers))
+        if key not in known and not buffers:
+            known[key] = held[index].peak([chunk.memory for chunk in chunks])[body]
+        elif key not in known:
+            gathered = np.array(
+                [[sum(layer.gathered for layer in layers) for layers in messages] for messages in work]
+            )
+            memory = [
+                _buffered(chunk, [messages[at] for messages in work], body, tail, mode)
+                for at, chunk in enumerate(chunks)
+            ]
+            known[key] = held[index].peak(memory, gathered.T[:, tail] if keeps else None)
+        np.maximum(peak, known[key] + resident[index, tail], out=peak)
     return peak
 
 
-def _picked(memory: Liveness, where: Integers) -> Liveness:
-    def some(size: Numeric) -> Floats:
-        return np.asarray(size)[where]
-
-    return Liveness(
-        some(memory.saved), some(memory.forward_peak), some(memory.backward_peak), some(memory.between)
-    )
-
-
-def _buffers(stage: StageWork, mode: _Mode) -> float:
-    """Bytes of parameters gathered ahead and of gradients on their way: of the layers that are under way at once."""
-    found = 0.0
-    for layers in stage.messages:
-        ahead = [layer.gathered for layer in layers] if "all" in mode.rows and mode.reshard else []
-        behind = [layer.gradients for layer in layers] if mode.bounded else []
-        found = max(found, _most(ahead, mode.prefetch + 1) + _most(behind, 2))
-    return found
-
-
-def _most(sizes: Sequence[float], window: int) -> float:
-    """Return the largest sum of neighbours."""
-    return max((sum(sizes[start : start + window]) for start in range(len(sizes))), default=0.0)
+def _buffered(
+    chunk: ChunkNumbers,
+    messages: Sequence[Sequence[LayerMessages]],
+    body: Integers,
+    tail: Integers,
+    mode: _Mode,
+) -> Liveness:
+    """Return what a chunk holds with parameters gathered ahead and gradients on their way, layer by layer."""
+    gathered = np.array([[layer.gathered for layer in layers] for layers in messages]).T
+    gradients = np.array([[layer.gradients for layer in layers] for layers in messages]).T
+    ahead = gathered * ("all" in mode.rows)
+    again = ahead * mode.reshard
+    parts: list[Liveness] = []
+    for at, layer in enumerate(chunk.by_layer):
+        own, back = slice(at, at + mode.prefetch + 1), slice(max(0, at - mode.prefetch), at + 1)
+        sent = gradients[at : at + 2].sum(axis=0)[tail]
+        forward = np.asarray(layer.forward_peak)[body] + ahead[own].sum(axis=0)[tail] * mode.reshard
+        backward = np.asarray(layer.backward_peak)[body] + again[back].sum(axis=0)[tail]
+        parts.append(
+            Liveness(np.asarray(layer.saved)[body], forward, backward + sent, np.asarray(layer.between)[body])
+        )
+    return chain(parts)

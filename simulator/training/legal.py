@@ -18,6 +18,7 @@ def faults(scenario: TrainingScenario, model: Model, hardware: Hardware, groups:
     micro_batches = max(split) if isinstance(split, tuple) and split else even
     return [
         *_counts(scenario, hardware, groups),
+        *_placement(scenario, hardware),
         *_divisibility(scenario, model, groups),
         *_experts(scenario, model, groups),
         *_states(scenario, groups),
@@ -40,6 +41,15 @@ def _counts(scenario: TrainingScenario, hardware: Hardware, groups: Groups) -> I
         yield (
             f"strategy: {hardware.size} GPUs are no multiple of {product}; give data_parallel to leave some idle"
         )
+
+
+def _placement(scenario: TrainingScenario, hardware: Hardware) -> Iterator[str]:
+    strategy = scenario.strategy
+    if strategy.placement == "annealed" and len(hardware.devices) > 1:
+        names = " and ".join(device.name for device in hardware.devices)
+        yield f"strategy.placement: annealed moves ranks between equal accelerators; {hardware.name} mixes {names}"
+    if strategy.placement == "order" and strategy.placement_seed:
+        yield "strategy.placement_seed: belongs to placement annealed"
 
 
 def _divisibility(scenario: TrainingScenario, model: Model, groups: Groups) -> Iterator[str]:
@@ -115,7 +125,7 @@ def _states(scenario: TrainingScenario, groups: Groups) -> Iterator[str]:
         )
     if strategy.state_split == "memory" and not strategy.zero_stage:
         yield "strategy.state_split: needs zero_stage of 1 or more"
-    for name, default in (("reshard_after_forward", True), ("prefetch", 1)):
+    for name, default in (("reshard_after_forward", True), ("prefetch", 1), ("gather_unit", "layer")):
         if strategy.zero_stage < 3 and getattr(strategy, name) != default:
             yield f"strategy.{name}: needs zero_stage 3"
     if strategy.overlap_parameter_gather and strategy.zero_stage not in (1, 2):

@@ -50,7 +50,7 @@ class MessageSeconds:
     """Seconds of the messages between places: arrays (places, configurations).
 
     Row k of ``forward_*`` is the activation that leaves place k, row k of ``backward_*`` the gradient that leaves place k (of
-    place 0 none). Messages with one sender, receiver and direction share a link: each flows when the one before has flowed.
+    place 0 none). Messages with one sender and receiver share a link: each flows when the one before has flowed.
     """
 
     forward_latency: Floats

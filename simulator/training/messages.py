@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
 from simulator.cost import CostModel, collective_traffic
 from simulator.cost.codec import compressed
-from simulator.graph import FORMAT_BYTES, Block, Collective
+from simulator.graph import FORMAT_BYTES, Block, Collective, Operator
 from simulator.graph.quantise import gathered_bytes
 from simulator.graph.work import CollectiveKind
 from simulator.specs import Hardware, Span, TrainingStrategy
@@ -97,7 +98,28 @@ class Messenger:
             reduce = self.reductions(trained, trained_expert)
             replicate = self.replications(trained, trained_expert)
         held = (trained + trained_expert) * self.reduced_width if self.strategy.zero_stage >= 2 else 0.0
+        if self.strategy.gather_unit == "tensor":
+            return self._by_tensor(block, LayerMessages(gathers, reduce, replicate, sum(gathered), held))
         return LayerMessages(gathers, reduce, replicate, sum(gathered), held)
+
+    def _by_tensor(self, block: Block, whole: LayerMessages) -> LayerMessages:
+        """Return the messages of a layer with a collective for each tensor, one after the other and beside nothing.
+
+        Each is copied to or from a list with an entry for each rank of the group, by a kernel each. The module that starts
+        a collective waits for it: what a reduction leaves is copied out before the next layer runs. Layers that are computed
+        again are gathered three times, of which both passes wait for half.
+        """
+        shares = [share for operator in block.operators for share in _tensors(operator, float(block.parameters))]
+        kernels = len(shares) * self.plan.groups.shard * float(self.cost.calibration.host.launch or 0.0)
+        dense, expert = self.gathered_bytes(block)
+        copies = kernels + float(self.cost.kernels.stream(2.0 * (dense + expert)).time)
+        trained_expert = float(block.trainable_expert_parameters)
+        trained = float(block.trainable_parameters) - trained_expert
+        times = 1.5 if self.strategy.recompute == "full" else 1.0
+        gather = _joined([m for share in shares for m in self.gathers(share * dense, share * expert)], times)
+        reduce = _joined([m for share in shares for m in self.reductions(share * trained, share * trained_expert)])
+        gather = tuple(replace(m, latency=m.latency + times * copies) for m in gather)
+        return replace(whole, gather=gather, reduce=reduce, optimizer=copies * bool(reduce))
 
     def gathered_bytes(self, block: Block) -> tuple[float, float]:
         """Return the bytes in which dense and expert parameters of a block are gathered, in the format of products."""
@@ -172,3 +194,20 @@ def coded(message: Message, size: float, codec: Codec | None) -> Message:
     moved = message.size / codec.ratio
     seconds = float(compressed(size, message.time, codec, message.latency)[1])
     return Message(moved, message.bandwidth, message.latency, moved / (seconds - message.latency) if moved else message.rate)
+
+
+def _tensors(operator: Operator, total: float) -> list[float]:
+    """Return the shares of an operator's tensors in all parameters: its matrices, and what they leave over (a bias, a norm)."""
+    found = [float(m.inputs * m.outputs) / total for m in operator.matrices for _ in range(int(m.count))]
+    rest = float(operator.parameters) / total - sum(found)
+    return [*found, rest] if rest > 1e-12 else found
+
+
+def _joined(messages: Sequence[Message], times: float = 1.0) -> tuple[Message, ...]:
+    """Return messages one after the other, so many times, as one."""
+    flow = sum(m.time - m.latency for m in messages)
+    if not messages:
+        return ()
+    size, latency = (times * sum(values) for values in ([m.size for m in messages], [m.latency for m in messages]))
+    rate = size / (times * flow) if flow else np.inf
+    return (Message(size, max(rate, *(m.bandwidth for m in messages)), latency, rate),)

@@ -563,7 +563,7 @@ class _Compiler:
     def _moves(self, slot: int, backward: int) -> npt.NDArray[np.bool_]:
         """Return which passes go forward, or take a gradient backward."""
         part = self.part[slot]
-        return (part == 1) | (part == 2) if backward else part == 0
+        return np.asarray((part == 1) | (part == 2) if backward else part == 0)
 
     def _messages(self) -> tuple[list[Integers], list[Integers]]:
         """Return by slot the kind of message that each pass sends, and the message before it on its link."""

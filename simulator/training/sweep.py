@@ -22,8 +22,11 @@ from simulator.strategy import Setup
 from simulator.training.closed_form import Answers, answers
 from simulator.training.groups import Groups
 from simulator.training.legal import faults
+from simulator.training.plan import layer_count
 from simulator.training.prices import Prices
 from simulator.training.recurrence import Floats, Integers
+from simulator.training.schedules import SCHEDULES
+from simulator.training.schedules import faults as schedule_faults
 
 SHAPE = (
     "tensor_parallel", "context_parallel", "pipeline_parallel", "data_parallel", "expert_parallel", "expert_tensor_parallel",
@@ -31,8 +34,8 @@ SHAPE = (
 )  # fmt: skip
 """Fields that decide degrees, micro-batches and the schedule table: one group of configurations for each combination."""
 STATES = (
-    "zero_stage", "shard_group", "reshard_after_forward", "prefetch", "gradient_precision", "parameter_precision",
-    "moment_precision", "master_weights", "optimizer", "optimizer_rank", "optimizer_update", "precision",
+    "zero_stage", "shard_group", "reshard_after_forward", "gather_unit", "prefetch", "gradient_precision",
+    "parameter_precision", "moment_precision", "master_weights", "optimizer", "optimizer_rank", "optimizer_update", "precision",
     "overlap_gradient_reduction", "overlap_parameter_gather",
 )  # fmt: skip
 """Fields that decide states and the communication between replicas; those that are no shape decide passes."""
@@ -211,7 +214,7 @@ class _Sweeper:
         body, tail = self.bodies[0], self.tails[0]
         if not self._counts_fit(shape):
             return self._refuse(legal, legal, self._faults(shape, tail, body))
-        tail = min(self.tails, key=lambda one: len(self._faults(shape, one, body)))
+        tail = self._mildest(self.tails, shape, body)
         by_body = [self._faults(shape, tail, one) for one in self.bodies]
         body = self.bodies[min(range(len(by_body)), key=lambda index: len(by_body[index]))]
         everywhere = self._faults(shape, tail, body)
@@ -224,13 +227,29 @@ class _Sweeper:
                     legal = self._refuse(legal, which == index, broken)
         return legal
 
+    def _mildest(
+        self, tails: Sequence[dict[str, Any]], shape: Mapping[str, Any], body: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the first of the states that break the fewest rules."""
+        counts = []
+        for tail in tails:
+            counts.append(len(self._faults(shape, tail, body)))
+            if not counts[-1]:
+                break
+        return tails[counts.index(min(counts))]
+
     def _counts_fit(self, shape: Mapping[str, Any]) -> bool:
-        """Whether there are GPUs and sequences enough: no option mends that."""
+        """Whether GPUs, sequences and layers go round and the schedule takes such counts: no option mends that."""
         strategy = self._scenario(shape).strategy
         groups = Groups.of(strategy, self.setup.hardware)
-        replicas = groups.data * strategy.micro_batch
-        return (
-            groups.ranks <= self.setup.hardware.size and self.scenario.workload.global_batch % replicas == 0
+        micro_batches, rest = divmod(self.scenario.workload.global_batch, groups.data * strategy.micro_batch)
+        if groups.ranks > self.setup.hardware.size or rest:
+            return False
+        counts = (groups.pipeline, micro_batches, strategy.virtual_stages)
+        if schedule_faults(strategy.schedule, *counts, pair=strategy.overlap_expert_parallel):
+            return False
+        return SCHEDULES[strategy.schedule].places(groups.pipeline, strategy.virtual_stages) <= layer_count(
+            self.setup.model
         )
 
     def _refuse(self, legal: Flags, which: Flags, broken: list[str]) -> Flags:
