@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simulator.training.layer_walk import Floats, Integers, LayerSeconds, Link, Rows
 from simulator.training.liveness import Liveness, chain
 from simulator.training.makespan import MessageSeconds, PassSeconds, makespan
 from simulator.training.numbers import ChunkNumbers, LayerNumbers, holdings, paired
 from simulator.training.plan import Plan
-from simulator.training.recurrence import PARTS, Floats, Integers, LayerSeconds, Link, Rows
+from simulator.training.recurrence import PARTS
 from simulator.training.schedules import Part
 from simulator.training.work import LayerMessages, Message, StageWork
 

@@ -18,16 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from simulator.training.recurrence import (
-    Floats,
-    Integers,
-    LayerSeconds,
-    Link,
-    Recurrence,
-    Times,
-    period_of,
-    recurrence,
-)
+from simulator.training.dependencies import period_of, recurrence
+from simulator.training.layer_walk import Floats, Integers, LayerSeconds, Link
+from simulator.training.recurrence import Recurrence, Times
 from simulator.training.schedules import SCHEDULES
 
 

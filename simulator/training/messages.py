@@ -72,7 +72,9 @@ class Messenger:
         message = coded(self.message("send", sent, span), sent, strategy.compression.boundaries)
         if plan.tensor > 1 and scattered and not strategy.sequence_parallel:
             gather = self.cost.price(Collective("all-gather", "tensor", size), self.spans["tensor"])
-            return Message(message.size, message.bandwidth, message.latency + float(gather.time), message.rate)
+            return Message(
+                message.size, message.bandwidth, message.latency + float(gather.time), message.rate
+            )
         return message
 
     def layer(self, block: Block) -> LayerMessages:
@@ -109,7 +111,9 @@ class Messenger:
         a collective waits for it: what a reduction leaves is copied out before the next layer runs. Layers that are computed
         again are gathered three times, of which both passes wait for half.
         """
-        shares = [share for operator in block.operators for share in _tensors(operator, float(block.parameters))]
+        shares = [
+            share for operator in block.operators for share in _tensors(operator, float(block.parameters))
+        ]
         kernels = len(shares) * self.plan.groups.shard * float(self.cost.calibration.host.launch or 0.0)
         dense, expert = self.gathered_bytes(block)
         copies = kernels + float(self.cost.kernels.stream(2.0 * (dense + expert)).time)
@@ -117,7 +121,9 @@ class Messenger:
         trained = float(block.trainable_parameters) - trained_expert
         times = 1.5 if self.strategy.recompute == "full" else 1.0
         gather = _joined([m for share in shares for m in self.gathers(share * dense, share * expert)], times)
-        reduce = _joined([m for share in shares for m in self.reductions(share * trained, share * trained_expert)])
+        reduce = _joined(
+            [m for share in shares for m in self.reductions(share * trained, share * trained_expert)]
+        )
         gather = tuple(replace(m, latency=m.latency + times * copies) for m in gather)
         return replace(whole, gather=gather, reduce=reduce, optimizer=copies * bool(reduce))
 
@@ -139,7 +145,8 @@ class Messenger:
         """Return the gathers of so many bytes of parameters that are cut over replicas."""
         groups = self.plan.groups
         return self._messages(
-            "all-gather", [(dense, groups.shards(self.hardware)[0]), (expert, groups.expert_shards(self.hardware)[0])]
+            "all-gather",
+            [(dense, groups.shards(self.hardware)[0]), (expert, groups.expert_shards(self.hardware)[0])],
         )
 
     def reductions(self, dense: float, expert: float) -> tuple[Message, ...]:
@@ -147,10 +154,15 @@ class Messenger:
         groups, width = self.plan.groups, self.reduced_width
         if not self.strategy.zero_stage:
             experts = groups.expert_shards(self.hardware)[0]
-            return self._messages("all-reduce", [(dense * width, groups.dense(self.hardware)), (expert * width, experts)])
+            return self._messages(
+                "all-reduce", [(dense * width, groups.dense(self.hardware)), (expert * width, experts)]
+            )
         return self._messages(
             "reduce-scatter",
-            [(dense * width, groups.shards(self.hardware)[0]), (expert * width, groups.expert_shards(self.hardware)[0])],
+            [
+                (dense * width, groups.shards(self.hardware)[0]),
+                (expert * width, groups.expert_shards(self.hardware)[0]),
+            ],
         )
 
     def replications(self, dense: float, expert: float) -> tuple[Message, ...]:
@@ -178,7 +190,9 @@ class Messenger:
     def _messages(self, kind: CollectiveKind, parts: Sequence[tuple[float, Span]]) -> tuple[Message, ...]:
         codec = self.strategy.compression.gradients if kind != "all-gather" else None
         return tuple(
-            coded(self.message(kind, size, span), size, codec) for size, span in parts if size and span.size > 1
+            coded(self.message(kind, size, span), size, codec)
+            for size, span in parts
+            if size and span.size > 1
         )
 
     @property
@@ -193,7 +207,12 @@ def coded(message: Message, size: float, codec: Codec | None) -> Message:
         return message
     moved = message.size / codec.ratio
     seconds = float(compressed(size, message.time, codec, message.latency)[1])
-    return Message(moved, message.bandwidth, message.latency, moved / (seconds - message.latency) if moved else message.rate)
+    return Message(
+        moved,
+        message.bandwidth,
+        message.latency,
+        moved / (seconds - message.latency) if moved else message.rate,
+    )
 
 
 def _tensors(operator: Operator, total: float) -> list[float]:
@@ -208,6 +227,8 @@ def _joined(messages: Sequence[Message], times: float = 1.0) -> tuple[Message, .
     flow = sum(m.time - m.latency for m in messages)
     if not messages:
         return ()
-    size, latency = (times * sum(values) for values in ([m.size for m in messages], [m.latency for m in messages]))
+    size, latency = (
+        times * sum(values) for values in ([m.size for m in messages], [m.latency for m in messages])
+    )
     rate = size / (times * flow) if flow else np.inf
     return (Message(size, max(rate, *(m.bandwidth for m in messages)), latency, rate),)

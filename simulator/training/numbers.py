@@ -10,9 +10,10 @@ import numpy as np
 
 from simulator.cost.numeric import larger
 from simulator.graph import Numeric
+from simulator.training.dependencies import period_of
+from simulator.training.layer_walk import Floats
 from simulator.training.liveness import Liveness, chain
 from simulator.training.passes import EXCHANGE, LayerPass
-from simulator.training.recurrence import Floats, period_of
 from simulator.training.schedules import Part, Schedule, pipeline
 
 

@@ -208,11 +208,17 @@ class PassPricer:
                 if works:
                     found.append(self._pass(op.name, getattr(times[op.name], part.replace("-", "_")), works))
             if part in ("backward", "input-gradient"):
-                once_more = [self._pass(f"{op.name} (again)", times[op.name].forward, op.forward) for op in repeated]
+                once_more = [
+                    self._pass(f"{op.name} (again)", times[op.name].forward, op.forward) for op in repeated
+                ]
                 found = _insert(once_more, found, again)
             passes[part] = tuple(found)
         memory = liveness(
-            block, again, numerics=self._graph.numerics, groups=self._groups, placeholders=block is self._graph.head
+            block,
+            again,
+            numerics=self._graph.numerics,
+            groups=self._groups,
+            placeholders=block is self._graph.head,
         )
         if self._codec is not None and float(memory.saved):
             passes, memory = _coded(passes, memory, self._codec)
@@ -249,7 +255,9 @@ def _coded(
         ("backward" if "backward" in passes else "input-gradient", float(decode), "decode activations"),
     ):
         time = exposed(seconds, passes[part])  # type: ignore[index]
-        operator = OperatorPass(name, Breakdown({"transfer": time}, {"memory": time}, 0.0, {"transfer": time**2}), time, 0.0)
+        operator = OperatorPass(
+            name, Breakdown({"transfer": time}, {"memory": time}, 0.0, {"transfer": time**2}), time, 0.0
+        )
         own = passes[part]  # type: ignore[index]
         found[part] = (*own, operator) if part == "forward" else (operator, *own)  # type: ignore[index]
     small = {name: size / codec.ratio for name, size in memory.by_tensor.items()}

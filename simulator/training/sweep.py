@@ -21,10 +21,10 @@ from simulator.specs.errors import unknown
 from simulator.strategy import Setup
 from simulator.training.closed_form import Answers, answers
 from simulator.training.groups import Groups
+from simulator.training.layer_walk import Floats, Integers
 from simulator.training.legal import faults
 from simulator.training.plan import layer_count
 from simulator.training.prices import Prices
-from simulator.training.recurrence import Floats, Integers
 from simulator.training.schedules import SCHEDULES
 from simulator.training.schedules import faults as schedule_faults
 

@@ -10,7 +10,7 @@ from simulator.cost import Breakdown
 from simulator.engine import Timeline, execute
 from simulator.graph import Block
 from simulator.training.liveness import Liveness
-from simulator.training.lower import Lowered, lower
+from simulator.training.lower import Lowered, Replica, lower
 from simulator.training.passes import ChunkPass, Issued, LayerPass, OperatorPass
 from simulator.training.schedules import Pipeline, in_flight, pipeline
 from simulator.training.work import Communication, LayerMessages, Message, StageWork
@@ -56,7 +56,7 @@ def stages(
 def run(table: Pipeline, works: list[StageWork], send: float = 0.0, *, detail: bool = False) -> tuple[Lowered, Timeline]:
     pairs = {(a, b) for a in range(len(works)) for b in range(len(works)) if a != b}
     boundaries = {pair: Message(0.0, 1.0, send, 1.0) for pair in sorted(pairs)}
-    lowered = lower(table.name, table, works, boundaries, detail=detail)
+    lowered = lower(table.name, [Replica(table, works, boundaries)], detail=detail)
     return lowered, execute(lowered.program)
 
 
@@ -156,3 +156,22 @@ def test_memory_of_layers_adds_up_to_that_of_the_pass() -> None:
     table = pipeline("1f1b", 1, 1)
     lowered, timeline = run(table, stages(table, layers=3, peak=0.25))
     assert timeline.ledger.peak(lowered.memories[0]).bytes == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("communication", [Communication("end", "none"), Communication("last", "none")])
+def test_replicas_of_two_kinds_reduce_together(communication: Communication) -> None:
+    """One has 2 micro-batches of 9 s, one 3: both reduce after 27 s, by layer or as a whole."""
+    own = Message(0.0, 1.0, 1.0, 1.0)
+    whole = (own,) if communication.reduce == "end" else ()
+    kinds = []
+    for count, label in ((2, "a"), (3, "b")):
+        table = pipeline("1f1b", 1, count)
+        works = stages(
+            table, layers=3, communication=communication, messages=LayerMessages(reduce=(own,)), scale=3.0, reduction=whole,
+            optimizer=0.5,
+        )  # fmt: skip
+        kinds.append(Replica(table, works, {}, label))
+    lowered = lower("two kinds", kinds)
+    timeline = execute(lowered.program)
+    assert timeline.makespan == pytest.approx(27.0 + 1.0 + 0.5)
+    assert [float(timeline.end[task]) for task in lowered.last_pass] == [18.0, 27.0]

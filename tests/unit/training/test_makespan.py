@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_oracle import engine_ends, random_times
 
+from simulator.training.dependencies import recurrence
+from simulator.training.layer_walk import LayerSeconds, Link
 from simulator.training.makespan import MessageSeconds, PassSeconds, makespan
-from simulator.training.recurrence import PARTS, LayerSeconds, Link, recurrence
+from simulator.training.recurrence import PARTS
 from simulator.training.schedules import SCHEDULES, faults
 
 F, B, W = 1.0, 1.5, 0.75
