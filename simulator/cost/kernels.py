@@ -97,7 +97,8 @@ class Kernels:
         constants = dict(self.constants["matmul"])
         vendor, engine, quarter, step = (constants.pop(name) for name in _BY_KERNEL)
         if work.format in NARROW:
-            eight = engine if work.kernel == "engine" and not work.scaled else vendor
+            # where partial sums are scaled, the rate of that stands for all that is lost
+            eight = 1.0 if work.scaled else engine if work.kernel == "engine" else vendor
             constants["peak_efficiency"] *= quarter if BITS[work.format] < 8.0 else eight
         cache = self._cache * constants.pop("cache_share")
 

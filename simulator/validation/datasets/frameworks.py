@@ -246,7 +246,8 @@ def _automodel_case(catalog: Catalog, row: Any) -> Case:
         {
             "tensor_parallel": tensor, "pipeline_parallel": stages, "context_parallel": context,
             "data_parallel": row.n_gpus // (tensor * stages * context), "micro_batch": int(row.mbs),
-            "gradient_precision": "bf16", "moment_precision": "bf16", "overlap_gradient_reduction": True, **options,
+            "gradient_precision": "bf16", "moment_precision": "bf16", "overlap_gradient_reduction": True,
+            "transformer_engine": True, **options,
         }
     )  # fmt: skip
     batch = int(row.gbs) // _flushes(row)
@@ -286,7 +287,9 @@ MLPERF_NODES: Mapping[tuple[str, int], str] = {
 }  # fmt: skip
 """Nodes by what an accelerator's name holds and how many of it a node has."""
 MLPERF_DEGREES = (1, 2, 4, 8)
-MLPERF_FP8: Mapping[str, Any] = {"precision": "fp8", "fp8_recipe": "delayed", "gradient_precision": "bf16"}
+MLPERF_FP8: Mapping[str, Any] = {
+    "precision": "fp8", "fp8_recipe": "delayed", "gradient_precision": "bf16", "transformer_engine": True,
+}  # fmt: skip
 MLPERF_LORA = {"method": "lora", "rank": 16, "targets": ("attention.qkv", "attention.output"), "dropout": 0.1}
 """Adapters of the benchmark's reference: rank 16 on attention."""
 MLPERF_PACKED = 8192
@@ -395,7 +398,11 @@ def _mlperf(
 FITS = (
     Fit(
         "step",
-        (Constant("training", "sustained_clock", 0.4, 1.0),),
+        (
+            Constant("training", "sustained_clock", 0.4, 1.0),
+            Constant("training", "engine_operator", 3e-5, 5e-4),
+            Constant("attention", "flash_1", 0.15, 1.0),
+        ),
         (
             "training_published/megatron_sc21_table1.csv",
             "training_published/megatron_sc21_table2_zero3_vs_ptdp.csv",
@@ -405,13 +412,15 @@ FITS = (
             "simumax/b200_step_time_memory.csv#time",
             "torchtitan/training_tps_memory.csv#tps",
             "megatron-bridge/training_throughput.csv",
+            "llm-foundry/mpt_training_mfu.csv",
         ),
         "model and layout; other clusters whole",
         unseen=("vtrain/multi_node_iteration_ms.csv", "training_published/bloom_176b_tuning_a100.csv"),
     ),
 )
-"""The clock that matrix units hold through hours of training, from published steps, and what steps of other layouts, clusters and
-software are off by. Table 5 of Korthikanti et al. and vTrain's single nodes are neither fitted on nor judge."""
+"""The clock that matrix units hold through hours of training, what Transformer Engine's modules cost the CPU and how fast the first
+FlashAttention is, from published steps, and what steps of other layouts, clusters and software are off by. Table 5 of Korthikanti et
+al. and vTrain's single nodes are neither fitted on nor judge."""
 
 DATASETS = (
     TableDataSet("simumax/b200_step_time_memory.csv#time", partial(_simumax, memory=False)),
