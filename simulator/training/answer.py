@@ -12,7 +12,7 @@ import numpy as np
 
 from simulator.cost import Breakdown, class_errors, peak_flops, relative_error
 from simulator.engine import Timeline
-from simulator.graph import Attention, Matmul, Shape, Work, build
+from simulator.graph import Attention, Matmul, Shape, Work, build, dropped_share
 from simulator.specs import OperatorClass, Span, TrainingStrategy
 from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup, constants_used
 from simulator.training.lower import GATHER, REDUCTION, Lowered, Replica
@@ -52,7 +52,7 @@ def outcome(step: Step, replicas: Sequence[Replica], lowered: Lowered, timeline:
     tokens = scenario.workload.global_batch * scenario.workload.sequence
     model_flops = _model_flops(step)
     peak = _mean_peak(step)
-    hardware_flops = _executed_flops(step)
+    hardware_flops = _model_flops(step, repeated=True)
     ideal = float(works[busiest].time)
     memory = _memory(stages, labels, lowered, timeline)
     bubble = accounts.bottlenecks.get("bubble", 0.0) / ideal
@@ -77,6 +77,10 @@ def outcome(step: Step, replicas: Sequence[Replica], lowered: Lowered, timeline:
     if scenario.workload.tokens:
         run = scenario.workload.tokens / tokens * seconds
         metrics["run_time"] = Metric("time of the whole run", run, "seconds", speed, "lower")
+    if scenario.strategy.expert_capacity is not None and setup.model.moe is not None:
+        moe, met = setup.model.moe, plan.micro_batch * plan.sequence / plan.context * plan.expert
+        dropped = dropped_share(met, moe.num_experts, moe.num_experts_per_tok, scenario.strategy.expert_capacity)
+        metrics["dropped_share"] = Metric("copies of tokens dropped", float(dropped), "fraction", 0.0, "lower")
     if scenario.operations is not None:
         copies = len(plan.table.routes)
         size = checkpoint_bytes(
@@ -239,41 +243,36 @@ def _stage_table(
     }
 
 
-def _model_flops(step: Step) -> float:
-    """Products that the model needs for a step on all ranks, none repeated [FLOP].
+def _model_flops(step: Step, *, repeated: bool = False) -> float:
+    """Products that the model needs for a step on all ranks, with or without those that are repeated [FLOP].
 
     Attention counts as if no pair were masked and its backward pass as twice the forward pass, the convention in which
-    MFU is published (Chowdhery et al. 2022, appendix B).
+    MFU and HFU are published (Chowdhery et al. 2022, appendix B). Padded slots of experts do not count.
     """
-
-    def needed(work: Work) -> float:
-        if isinstance(work, Attention):
-            plain = replace(work, causal=False, backward=False)
-            return float(plain.flops) * (2.0 if work.backward else 1.0)
-        return float(work.flops) if isinstance(work, Matmul) else 0.0
-
-    return _all_ranks(step, lambda works: sum(needed(work) for work in works), repeated=False)
-
-
-def _executed_flops(step: Step) -> float:
-    """Products that are run in a step on all ranks, repeated ones and only unmasked tiles counted [FLOP]."""
-    return _all_ranks(
-        step,
-        lambda works: sum(float(w.flops) for w in works if isinstance(w, (Attention, Matmul))),
-        repeated=True,
+    padded = step.graph.blocks if step.strategy.expert_capacity is None else step.unpadded.blocks
+    plain = {id(block): other for block, other in zip(step.graph.blocks, padded, strict=True)}
+    counts = Counter(
+        (id(block), again)
+        for place in range(step.plan.places)
+        for block, again in zip(step.blocks(place), step.again(place), strict=True)
     )
-
-
-def _all_ranks(step: Step, flops: Callable[[tuple[Work, ...]], float], *, repeated: bool) -> float:
+    blocks = {id(block): plain.get(id(block), block) for block, _ in step.graph.all_blocks}
     total = 0.0
-    for place in range(step.plan.places):
-        for block, again in zip(step.blocks(place), step.again(place), strict=True):
-            works = [*block.works("forward"), *block.works("input_gradient"), *block.works("weight_gradient")]
-            if repeated:
-                works += [work for op in block.operators if op.name in again for work in op.forward]
-            total += flops(tuple(works))
+    for (key, again), count in counts.items():
+        block = blocks[key]
+        works = [*block.works("forward"), *block.works("input_gradient"), *block.works("weight_gradient")]
+        if repeated:
+            works += [work for op in block.operators if op.name in again for work in op.forward]
+        total += count * sum(_needed(work) for work in works)
     plan = step.plan
     return total * plan.tensor * plan.context * plan.all_micro_batches
+
+
+def _needed(work: Work) -> float:
+    if isinstance(work, Attention):
+        plain = replace(work, causal=False, backward=False)
+        return float(plain.flops) * (2.0 if work.backward else 1.0)
+    return float(work.flops) if isinstance(work, Matmul) else 0.0
 
 
 def _mean_peak(step: Step) -> float:

@@ -80,7 +80,7 @@ class Step:
         self.strategy, self.cost = scenario.strategy, setup.cost_on(device)
         self.messenger = Messenger(self.cost, setup.hardware, plan, scenario.strategy)
         self.spans = self.messenger.spans
-        self.graph: ModelGraph = self._graph()
+        self.graph: ModelGraph = self._graph(plan.partition)
         present = {row.part for orders in (plan.table.orders[0], plan.table.orders[-1]) for row in orders}
         self.pricer = PassPricer(
             self.graph, self.cost, self.spans, parts=tuple(part for part in PARTS if part in present),
@@ -91,16 +91,21 @@ class Step:
         self._choices: dict[int, dict[int, tuple[frozenset[str], ...]]] = {}
         self.capacity = least_memory(setup.hardware)
 
-    def _graph(self) -> ModelGraph:
+    @cached_property
+    def unpadded(self) -> ModelGraph:
+        """The graph as if experts computed tokens alone, no padded slots."""
+        return self._graph(replace(self.plan.partition, expert_capacity=None))
+
+    def _graph(self, partition: Partition) -> ModelGraph:
         plan, model = self.plan, self.setup.model
         target = plan.sequence if model.num_encoder_layers else None
         graph = build(
-            model, Shape(plan.micro_batch, plan.sequence, target=target), plan.partition, plan.numerics,
+            model, Shape(plan.micro_batch, plan.sequence, target=target), partition, plan.numerics,
             fused_attention=self.strategy.fused_attention, fused_loss=self.strategy.fused_loss,
             wide_loss=self.strategy.wide_loss, joined_projections=self.strategy.joined_projections,
         )  # fmt: skip
         check_operators((block for block, _ in graph.all_blocks), self.strategy.recompute_operators)
-        return subset(graph, self.strategy.trainable, plan.partition)
+        return subset(graph, self.strategy.trainable, partition)
 
     @property
     def tasks(self) -> int:

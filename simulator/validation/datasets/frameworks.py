@@ -288,7 +288,7 @@ MLPERF_NODES: Mapping[tuple[str, int], str] = {
 """Nodes by what an accelerator's name holds and how many of it a node has."""
 MLPERF_DEGREES = (1, 2, 4, 8)
 MLPERF_FP8: Mapping[str, Any] = {
-    "precision": "fp8", "fp8_recipe": "delayed", "gradient_precision": "bf16", "transformer_engine": True,
+    "precision": "fp8", "fp8_recipe": "delayed", "gradient_precision": "bf16", "cuda_graphs": True,
 }  # fmt: skip
 MLPERF_LORA = {"method": "lora", "rank": 16, "targets": ("attention.qkv", "attention.output"), "dropout": 0.1}
 """Adapters of the benchmark's reference: rank 16 on attention."""
@@ -299,9 +299,10 @@ MLPERF_PACKED = 8192
 def _mlperf_case(catalog: Catalog, row: Any) -> Case:
     """Megatron-Core in fp8 with delayed scales: of all layouts with the row's accumulation, the one predicted fastest.
 
-    Layouts are not in the table; submitters have tuned them. Everything overlaps, gradients in bf16; GPT-3: distributed
-    optimizer, interleaving with as many chunks, up to six, as divide a stage's layers, nothing recomputed; LoRA:
-    the frozen weights in fp8 alone, micro-batches of one, tensor and context parallelism, the least recomputation that fits.
+    Layouts are not in the table; submitters have tuned them. Everything overlaps, passes are captured, gradients are in
+    bf16. GPT-3: distributed optimizer, interleaving with as many chunks, up to six, as divide a stage's layers, nothing
+    recomputed. LoRA: the frozen weights in fp8 alone, micro-batches of one, tensor and context parallelism, the least
+    recomputation that fits.
     """
     node = next(
         (node for (key, count), node in MLPERF_NODES.items() if key in row.accelerator and count == row.accel_per_node), None
@@ -418,9 +419,9 @@ FITS = (
         unseen=("vtrain/multi_node_iteration_ms.csv", "training_published/bloom_176b_tuning_a100.csv"),
     ),
 )
-"""The clock that matrix units hold through hours of training, what Transformer Engine's modules cost the CPU and how fast the first
-FlashAttention is, from published steps, and what steps of other layouts, clusters and software are off by. Table 5 of Korthikanti et
-al. and vTrain's single nodes are neither fitted on nor judge."""
+"""The clock that matrix units hold through hours of training, what Transformer Engine's modules cost the CPU and how fast the
+first FlashAttention is, from published steps, and what steps of other layouts, clusters and software are off by. Table 5 of
+Korthikanti et al. and vTrain's single nodes are neither fitted on nor judge."""
 
 DATASETS = (
     TableDataSet("simumax/b200_step_time_memory.csv#time", partial(_simumax, memory=False)),

@@ -45,6 +45,20 @@ def test_sharded_parameters_cost_their_gathers(train: Train) -> None:
     assert ahead[0] > ahead[1] >= ahead[2]
 
 
+def test_collectives_of_single_tensors_cost_more_the_more_ranks_there_are(train: Train) -> None:
+    """DeepSpeed's ZeRO-3 of 2021: Narayanan et al. 2021, table 2, where four times the GPUs take half the time at best."""
+    lost = []
+    for nodes in (2, 8):
+        layer, tensor = (
+            seconds(train(nodes=nodes, batch=8 * nodes, zero_stage=3, prefetch=0, gather_unit=unit))
+            for unit in ("layer", "tensor")
+        )
+        lost.append(tensor - layer)
+    assert 0.0 < 2.0 * lost[0] < lost[1]
+    again = [seconds(train(zero_stage=3, gather_unit="tensor", recompute=kind)) for kind in ("none", "full")]
+    assert again[0] < again[1]
+
+
 def test_parameters_that_stay_are_gathered_once(train: Train) -> None:
     again, kept = train(zero_stage=3), train(zero_stage=3, reshard_after_forward=False)
     assert seconds(kept) <= seconds(again)
@@ -114,6 +128,14 @@ def test_pairs_hide_the_exchange_of_experts(train: Train) -> None:
     assert seconds(paired) < seconds(alone)
     link = "expert-parallel link"
     assert paired.outcome.bottlenecks.get(link, 0.0) < alone.outcome.bottlenecks[link]
+
+
+def test_padded_slots_are_no_model_flops(train: Train) -> None:
+    options = {"model": "qwen1.5-moe-a2.7b", "sequence": 1024, "batch": 32, "expert_parallel": 4, "zero_stage": 1}
+    free, padded = train(**options), train(**options, expert_capacity=2.0)
+    assert seconds(padded) > seconds(free)
+    ratio = padded.values["model_flops_utilization"].value / free.values["model_flops_utilization"].value
+    assert ratio == pytest.approx(seconds(free) / seconds(padded), rel=1e-6)
 
 
 # --- recomputation
