@@ -50,6 +50,8 @@ class Metric:
     error: float = 0.0
     """Relative standard error; 0 where the figure is exact given the assumptions."""
     better: Literal["lower", "higher", "neither"] = "neither"
+    span: tuple[float, float] | None = None
+    """Its 80 % interval where that is not log-normal around the value, such as a share's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ class Outcome:
     """Relative standard error of the whole on top of that of its kernels: software between them, slow ranks."""
     further: Callable[[], Mapping[str, Metric]] | None = None
     """Metrics that take longer to find, for those who ask."""
+    phases: Mapping[str, Mapping[Bottleneck, float]] = field(default_factory=dict)
+    """Seconds by what binds them in each phase of the work, where it has several."""
 
     @property
     def fits(self) -> bool:

@@ -28,6 +28,7 @@ def to_dict(result: Result) -> dict[str, Any]:
         "metrics": {key: value_data(value) for key, value in (result.values | result.further).items()},
         "bottleneck": {"name": result.bottleneck[0], "share": result.bottleneck[1]},
         "time_by_bottleneck": dict(result.shares),
+        "time_by_bottleneck_and_phase": result.phases,
         "doubt_by_class": dict(result.doubt()),
         "memory": [_memory(use) for use in result.memory],
         "shortfalls": list(result.shortfalls),

@@ -80,7 +80,7 @@ def footprint_figure(
     moments = np.append(
         np.asarray(times, dtype=float), end if end is not None else np.max(times, initial=0.0)
     )
-    scale, unit = _time_unit(float(moments[-1]))
+    scale, unit = time_unit(float(moments[-1]))
     names = sorted(by_category, key=lambda name: -float(np.max(by_category[name], initial=0.0)))
     levels = [np.asarray(by_category[name], dtype=float) for name in names]
     bottom = np.zeros(len(moments))
@@ -106,7 +106,7 @@ def footprint_figure(
     )
     axes.set_xlim(float(moments[0]) / scale, max(float(moments[-1]) / scale, 1e-12))
     axes.set(xlabel=f"time [{unit}]", ylabel="resident [GiB]")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -131,7 +131,7 @@ def timeline_figure(
         Above the figure.
     """
     first, last = window or (0.0, timeline.makespan)
-    scale, unit = _time_unit(last - first)
+    scale, unit = time_unit(last - first)
     names = [resource.name for resource in timeline.program.resources]
     bars = _bars(timeline, first, last)
     used = _busy_rows(bars, names, first, last) if resources is None else list(resources)
@@ -156,7 +156,7 @@ def timeline_figure(
     axes.set_xlabel(
         f"time [{unit}]" + (f"   ({dropped} rows that are hardly busy are not drawn)" if dropped > 0 else "")
     )
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -203,7 +203,7 @@ def roofline_figure(
         axes.annotate(text, (place, peak), (0, 5), textcoords="offset points", ha=side, fontsize=8, color=INK)
     axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="FLOP per byte", ylabel="FLOP/s")
     axes.set_ylim(top=peak * 3.0)
-    _legend(axes, markerscale=0.6)
+    legend(axes, markerscale=0.6)
     return figure
 
 
@@ -284,7 +284,7 @@ def sweep_figure(sweep: Sweep) -> Figure:
     axes.set(xlabel=along, ylabel=f"{sweep.headline.replace('_', ' ')}{unit}")
     axes.set_ylim(bottom=0)
     axes.set_xlim(-0.6, len(settings) - 0.4)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -313,23 +313,30 @@ def png(figure: Figure) -> bytes:
 
 
 def _figure(height: float, title: str, width: float = 8.0) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0.0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
-        spine.set_linewidth(0.8)
-    axes.tick_params(colors=INK, labelsize=8, width=0.8)
-    axes.xaxis.label.set(color=INK, fontsize=9)
-    axes.yaxis.label.set(color=INK, fontsize=9)
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color="#7f8791", alpha=0.25, linewidth=0.6)
+    figure, (axes,) = panels(1, 1, height, width)
     if title:
         axes.set_title(title, loc="left", fontsize=10, color=INK)
     return figure, axes
+
+
+def panels(rows: int, columns: int, height: float, width: float = 8.0) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure [inches] and its panels in the house's style, row by row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    found = [figure.add_subplot(rows, columns, number + 1) for number in range(rows * columns)]
+    for axes in found:
+        axes.patch.set_alpha(0.0)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(INK)
+            spine.set_linewidth(0.8)
+        axes.tick_params(colors=INK, labelsize=8, width=0.8)
+        axes.xaxis.label.set(color=INK, fontsize=9)
+        axes.yaxis.label.set(color=INK, fontsize=9)
+        axes.set_axisbelow(True)
+        axes.grid(axis="y", color="#7f8791", alpha=0.25, linewidth=0.6)
+    return figure, found
 
 
 def _bar_figure(rows: Sequence[tuple[str, float, str]], label: str, title: str) -> Figure:
@@ -385,7 +392,8 @@ def _bars(timeline: Timeline, first: float, last: float) -> dict[tuple[int, str]
     return bars
 
 
-def _time_unit(span: float) -> tuple[float, str]:
+def time_unit(span: float) -> tuple[float, str]:
+    """Return seconds of a unit in which a span reads well, and its name."""
     units = ((86400.0, "d"), (3600.0, "h"), (1.0, "s"), (1e-3, "ms"))
     return next(((scale, unit) for scale, unit in units if span >= 2.0 * scale), (1e-6, "us"))
 
@@ -393,7 +401,7 @@ def _time_unit(span: float) -> tuple[float, str]:
 def _unit(sweep: Sweep) -> tuple[float, str]:
     """Return a scale and a unit for a sweep's headline."""
     if sweep.dimension == "seconds":
-        scale, unit = _time_unit(max((row["high"] or 0.0 for row in sweep.rows), default=0.0))
+        scale, unit = time_unit(max((row["high"] or 0.0 for row in sweep.rows), default=0.0))
         return scale, f" [{unit}]"
     return (0.01, " [%]") if sweep.dimension == "fraction" else (1.0, f" [{sweep.dimension}]")
 
@@ -402,11 +410,12 @@ def _colours(count: int) -> list[str]:
     return list(islice(cycle(PALETTE), count))
 
 
-def _legend(axes: Axes, markerscale: float = 1.0) -> None:
+def legend(axes: Axes, markerscale: float = 1.0) -> None:
+    """Put the legend beside the axes, if anything is labelled."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        legend = axes.legend(
+        drawn = axes.legend(
             handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False,
             labelcolor=INK, markerscale=markerscale, handlelength=1.2, handleheight=1.0,
         )  # fmt: skip
-        legend.set_zorder(5)
+        drawn.set_zorder(5)

@@ -67,14 +67,20 @@ def energy(result: Result) -> dict[str, float]:
     An accelerator draws its limit while it computes and its idle power (a quarter of the limit where unpublished)
     while it waits. Hosts and network are left out.
     """
-    busy, watts = result.outcome.busy_fraction, 0.0
-    for part, count in _in_use(result.setup.hardware, result.outcome.devices):
-        power = part.machine.ranks[0].device.power
-        idle = power.idle if power.idle is not None else 0.25 * power.limit
-        watts += count * (busy * power.limit + (1.0 - busy) * idle)
+    watts = power(result, result.outcome.busy_fraction)
     found = {"watts": watts}
     for key in ("tokens_per_second", "output_throughput", "generation_throughput"):
         if key in result.values and result.values[key].value > 0:
             found["joules_per_token"] = watts / result.values[key].value
             break
     return found
+
+
+def power(result: Result, busy: float) -> float:
+    """Return watts of the accelerators in use that compute for a share ``busy`` of the time and idle for the rest."""
+    watts = 0.0
+    for part, count in _in_use(result.setup.hardware, result.outcome.devices):
+        limits = part.machine.ranks[0].device.power
+        idle = limits.idle if limits.idle is not None else 0.25 * limits.limit
+        watts += count * (busy * limits.limit + (1.0 - busy) * idle)
+    return watts

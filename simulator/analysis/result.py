@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from simulator import units
 from simulator.cost import interval
-from simulator.specs import MemroofError, OperatorClass
+from simulator.specs import MemroofError, OperatorClass, ServingScenario
 from simulator.specs.errors import did_you_mean
 from simulator.strategy import Bottleneck, MemoryUse, Metric, Outcome, Setup
 
@@ -108,14 +109,17 @@ class Result:
     @cached_property
     def shares(self) -> dict[Bottleneck, float]:
         """Share of the time by what binds it, largest first."""
-        total = sum(self.outcome.bottlenecks.values()) or 1.0
-        ordered = sorted(self.outcome.bottlenecks.items(), key=lambda item: (-item[1], item[0]))
-        return {name: seconds / total for name, seconds in ordered if seconds > 0.0}
+        return _shares(self.outcome.bottlenecks)
 
     @property
     def bottleneck(self) -> tuple[str, float]:
         """The largest share and its name; ``("nothing", 0.0)`` where nothing ran."""
         return next(iter(self.shares.items()), ("nothing", 0.0))
+
+    @cached_property
+    def phases(self) -> dict[str, dict[Bottleneck, float]]:
+        """Shares of each phase's time by what binds it, largest first; empty where the work has one phase."""
+        return {name: _shares(seconds) for name, seconds in self.outcome.phases.items() if any(seconds.values())}
 
     @property
     def memory(self) -> tuple[MemoryUse, ...]:
@@ -142,8 +146,11 @@ class Result:
 
     @cached_property
     def limits(self) -> tuple[Check, ...]:
-        """The scenario's limits, held or missed."""
-        return tuple(self._limit(key, text) for key, text in self.setup.scenario.limit.items())
+        """The scenario's limits and its service-level objective, held or missed."""
+        found = [self._limit(key, text) for key, text in self.setup.scenario.limit.items()]
+        if isinstance(self.setup.scenario, ServingScenario) and self.setup.scenario.slo:
+            found.append(self._limit("slo_attainment", f"> {self.setup.scenario.slo.share * 100:g} %"))
+        return tuple(found)
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -261,25 +268,26 @@ class Result:
         ]
         return pd.DataFrame(rows).set_index("metric")
 
-    def _check(self, key: str, text: str, source: str, tolerance: float | None, *, place: str) -> Check:
-        found = self._metric(key, place)
-        expected = read_value(text, found.dimension, f"{place}.{key}")
-        error = found.value / expected - 1.0 if expected else float("inf")
-        return Check(key, expected, found, error, tolerance is None or abs(error) <= tolerance, source, text)
-
-    def _limit(self, key: str, text: str) -> Check:
-        found = self._metric(key, "limit")
-        at_least = text.lstrip().startswith(">")
-        bound = read_value(text.lstrip(" ><="), found.dimension, f"limit.{key}")
-        ok = found.value >= bound if at_least else found.value <= bound
-        return Check(key, bound, found, found.value / bound - 1.0 if bound else 0.0, ok, text=text)
-
-    def _metric(self, key: str, place: str) -> Value:
+    def metric(self, key: str, place: str) -> Value:
+        """Return a metric; MemroofError with the nearest names if there is none, ``place`` being where it was asked for."""
         if key not in self.values:
             raise MemroofError(
                 f"{place}.{key}: {self.kind} has no such metric{did_you_mean(key, self.values)}"
             )
         return self.values[key]
+
+    def _check(self, key: str, text: str, source: str, tolerance: float | None, *, place: str) -> Check:
+        found = self.metric(key, place)
+        expected = read_value(text, found.dimension, f"{place}.{key}")
+        error = found.value / expected - 1.0 if expected else float("inf")
+        return Check(key, expected, found, error, tolerance is None or abs(error) <= tolerance, source, text)
+
+    def _limit(self, key: str, text: str) -> Check:
+        found = self.metric(key, "limit")
+        at_least = text.lstrip().startswith(">")
+        bound = read_value(text.lstrip(" ><="), found.dimension, f"limit.{key}")
+        ok = found.value >= bound if at_least else found.value <= bound
+        return Check(key, bound, found, found.value / bound - 1.0 if bound else 0.0, ok, text=text)
 
 
 def format_value(value: float, dimension: str) -> str:
@@ -309,6 +317,12 @@ def read_value(text: str, dimension: str, place: str) -> float:
         raise MemroofError(f"{place}: {message}") from None
 
 
+def _shares(seconds: Mapping[Bottleneck, float]) -> dict[Bottleneck, float]:
+    total = sum(seconds.values()) or 1.0
+    ordered = sorted(seconds.items(), key=lambda item: (-item[1], item[0]))
+    return {name: part / total for name, part in ordered if part > 0.0}
+
+
 def _value(key: str, metric: Metric) -> Value:
-    low, high = interval(metric.value, metric.error, LEVEL)
+    low, high = metric.span or interval(metric.value, metric.error, LEVEL)
     return Value(key, metric.label, metric.value, float(low), float(high), metric.dimension, metric.better)

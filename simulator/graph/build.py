@@ -189,7 +189,7 @@ def _block(
         stream = sublayer.leave("cross.out", stream, "cross")
     entered = sublayer.enter(stream, "mlp")
     if moe and model.moe:
-        moe_mlp(b, model, model.moe, entered, "mlp.out")
+        moe_mlp(b, model, model.moe, entered, "mlp.out", skew=partition.expert_skew)
     else:
         mlp(
             b, "mlp", entered, "mlp.out", model.intermediate_size,

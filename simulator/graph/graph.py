@@ -60,6 +60,8 @@ class Partition:
     """Slots of an expert over its mean load, all of them computed; if absent, as many as come."""
     expert_nodes: int | None = None
     """Nodes that the experts of one token lie in at most."""
+    expert_skew: float = 0.0
+    """Exponent of the power law of the experts' loads, 0 where they are equal: see :func:`simulator.graph.routing.routed`."""
 
     @property
     def cuts_context(self) -> bool:

@@ -37,7 +37,7 @@ def run_lines(result: Result) -> list[str]:
         lines.append("these figures hold if the memory were large enough; it is not, see below")
     lines += ["", *fits_lines(result), *further_lines(result), *check_lines(result), *remedy_lines(result)]
     lines += labelled("cost", cost_line(result))
-    lines += ["", *labelled("bottleneck", bottleneck_line(result.shares))]
+    lines += ["", *bottleneck_lines(result)]
     lines += labelled("interval", interval_line(result))
     return [*lines, *labelled("assumptions", [f"- {text}" for text in result.assumptions])]
 
@@ -161,6 +161,14 @@ def cost_line(result: Result) -> str:
     return text
 
 
+def bottleneck_lines(result: Result) -> list[str]:
+    """Return what the time is lost to, over all and by phase where there are several."""
+    lines = labelled("bottleneck", bottleneck_line(result.shares))
+    for phase, shares in result.phases.items():
+        lines += labelled(f"  {phase}", bottleneck_line(shares))
+    return lines
+
+
 def bottleneck_line(shares: Mapping[Any, float]) -> str:
     """Return what the time is lost to, the largest shares first."""
     listed = [f"{name} {percent(share)}" for name, share in list(shares.items())[:_SHARES]]
@@ -213,7 +221,7 @@ def explain_lines(result: Result) -> list[str]:
     lines += ["", "formulas", *_formula_rows(row[0] for row in class_rows(result) if row[0] != "composition")]
     lines += ["", "sources", *bullets(result.sources)]
     lines += ["", "assumptions", *bullets(result.assumptions)]
-    lines += ["", *labelled("bottleneck", bottleneck_line(result.shares))]
+    lines += ["", *bottleneck_lines(result)]
     return [*lines, *labelled("interval", interval_line(result))]
 
 

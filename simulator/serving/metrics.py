@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from simulator.serving.kv_cache import PagedCache
 from simulator.serving.scheduler import Served
 from simulator.serving.workload import Floats
+from simulator.specs import ServiceObjective
 from simulator.strategy import Metric
 
 BACKLOG = 0.05
@@ -23,6 +25,8 @@ QUEUE_SPREAD = 0.6
 """The same of times to the first token: how a client sends, when an engine looks for requests and how it batches prompts.
 Set from the same points."""
 
+_NORMAL_80 = 1.2816
+"""Standard normal deviate of the ends of an 80 % interval."""
 LATENCIES = {
     "time_to_first_token": "time to first token",
     "time_per_output_token": "time per output token",
@@ -54,19 +58,97 @@ def latency_metrics(
     frontend : float
         Round trip between client and scheduler: in the times to the first token and to the end [s].
     """
-    requests = served.requests
-    first = served.first_token - requests.arrival + frontend
-    several = requests.output > 1
-    gaps = (served.end - served.first_token)[several] / (requests.output[several] - 1)
-    seconds = {
-        "time_to_first_token": (first, prefill_error),
-        "time_per_output_token": (gaps, run_error),
-        "end_to_end": (served.end - requests.arrival + frontend, run_error),
-        "queue_time": (served.admitted - requests.arrival, run_error),
-    }
+    latencies = request_latencies(served, frontend)
+    errors = {"time_to_first_token": prefill_error}
     metrics: dict[str, Metric] = {}
     for key, label in LATENCIES.items():
-        metrics |= _spread(key, label, *seconds[key])
+        seconds = latencies[key]
+        metrics |= _spread(key, label, seconds[~np.isnan(seconds)], errors.get(key, run_error))
+    return metrics
+
+
+def request_latencies(served: Served, frontend: float = 0.0) -> dict[str, Floats]:
+    """Latencies of each request, by the keys of :data:`LATENCIES` [s].
+
+    Parameters
+    ----------
+    served : Served
+        A run.
+    frontend : float
+        Round trip between client and scheduler [s].
+
+    Returns
+    -------
+    dict of str to array, shape (n,)
+        The time per output token of an answer of one token is not a number.
+    """
+    requests = served.requests
+    later = np.where(requests.output > 1, requests.output - 1.0, np.nan)
+    return {
+        "time_to_first_token": served.first_token - requests.arrival + frontend,
+        "time_per_output_token": (served.end - served.first_token) / later,
+        "end_to_end": served.end - requests.arrival + frontend,
+        "queue_time": served.admitted - requests.arrival,
+    }
+
+
+def served_well(latencies: Mapping[str, Any], bounds: Mapping[str, float]) -> Floats:
+    """Return by how much each request misses or holds all bounds: the largest latency over its bound, 1 at the bound.
+
+    Parameters
+    ----------
+    latencies : mapping of str to array, shape (n,)
+        As from :func:`request_latencies`; what is not a number holds any bound [s].
+    bounds : mapping of str to float
+        Largest latency, by key [s].
+    """
+    ratios = [np.nan_to_num(np.asarray(latencies[key]) / bound, nan=0.0) for key, bound in bounds.items()]
+    worst: Floats = np.max(ratios, axis=0)
+    return worst
+
+
+def objective_metrics(
+    served: Served, slo: ServiceObjective, replicas: int, errors: Mapping[str, float], frontend: float = 0.0
+) -> dict[str, Metric]:
+    """Share of the requests that hold a service-level objective, and how many of them a second (goodput).
+
+    The requests of Zhong et al. 2024 (arXiv:2401.09670, DistServe, section 2): all bounds at once. The interval is what
+    comes out if all latencies are longer or shorter by their 80 % interval.
+
+    Parameters
+    ----------
+    served : Served
+        A run of one replica.
+    slo : ServiceObjective
+        Bounds.
+    replicas : int
+        Equal replicas that the goodput counts.
+    errors : mapping of str to float
+        Relative standard error of a latency, by key.
+    frontend : float
+        As for :func:`latency_metrics` [s].
+    """
+    latencies, rate = request_latencies(served, frontend), replicas * len(served.requests) / duration(served)
+
+    def attained(bounds: Mapping[str, float], side: float) -> float:
+        moved = {key: bound * math.exp(-side * _NORMAL_80 * errors.get(key, 0.0)) for key, bound in bounds.items()}
+        return float((served_well(latencies, moved) <= 1.0).mean())
+
+    share, low, high = (attained(slo.bounds, side) for side in (0.0, 1.0, -1.0))
+    label = "requests that hold the objective"
+    metrics = {
+        "slo_attainment": Metric(label, share, "fraction", better="higher", span=(low, high)),
+        "goodput": Metric(
+            "goodput, requests per second", share * rate, "1/s", better="higher", span=(low * rate, high * rate)
+        ),
+    }
+    if len(slo.bounds) > 1:
+        for key, bound in slo.bounds.items():
+            alone = [attained({key: bound}, side) for side in (0.0, 1.0, -1.0)]
+            metrics[f"slo_attainment_{key}"] = Metric(
+                f"requests that hold its {LATENCIES[key]}", alone[0], "fraction", better="higher",
+                span=(alone[1], alone[2]),
+            )  # fmt: skip
     return metrics
 
 
@@ -146,12 +228,13 @@ def saturated(served: Served) -> bool:
     return given and backlog(served) > max(2.0, BACKLOG * len(served.requests))
 
 
-def tables(served: Served) -> dict[str, Mapping[str, Any]]:
-    """Columns by request and by run of iterations."""
+def tables(served: Served, frontend: float = 0.0) -> dict[str, Mapping[str, Any]]:
+    """Columns by request, with its latencies, and by run of iterations."""
     requests, log = served.requests, served.log
     by_request = {
         "arrival": requests.arrival, "prompt": requests.prompt, "output": requests.output,
         "admitted": served.admitted, "first_token": served.first_token, "end": served.end,
+        **request_latencies(served, frontend),
     }  # fmt: skip
     return {
         "requests": by_request,

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from simulator.cost import peak_flops
-from simulator.graph import Numerics
+from simulator.graph import Numerics, Shape, build
 from simulator.serving.kv_cache import PagedCache
+from simulator.serving.layout import Layout, make_layout, stages
+from simulator.serving.pipeline import PipelinePricer
 from simulator.serving.scheduler import Policy
 from simulator.serving.step_time import StepPricer
 from simulator.serving.workload import Requests, draw_requests
@@ -27,12 +29,14 @@ class ReplicaPlan:
     strategy : ServingStrategy
         As asked for.
     replicas : int
-        Equal replicas of ``strategy.tensor_parallel`` GPUs.
+        Equal replicas of ``layout.gpus`` GPUs.
+    layout : Layout
+        How a replica is cut.
     requests : Requests
         What this replica is sent.
     policy : Policy
         Limits of the scheduler.
-    pricer : StepPricer
+    pricer : StepPricer or PipelinePricer
         Iteration times.
     cache : PagedCache
         KV blocks of one GPU.
@@ -44,9 +48,10 @@ class ReplicaPlan:
 
     strategy: ServingStrategy
     replicas: int
+    layout: Layout
     requests: Requests
     policy: Policy
-    pricer: StepPricer
+    pricer: StepPricer | PipelinePricer
     cache: PagedCache
     usable: float
     resident: Mapping[str, float]
@@ -54,7 +59,12 @@ class ReplicaPlan:
     @property
     def gpus(self) -> int:
         """GPUs of all replicas."""
-        return self.replicas * self.strategy.tensor_parallel
+        return self.replicas * self.layout.gpus
+
+    @property
+    def shares(self) -> int:
+        """Equal shares of the requests, of which one is simulated: groups of ranks that attend together."""
+        return self.replicas * self.layout.data
 
     @property
     def needed(self) -> float:
@@ -77,32 +87,60 @@ def make_plan(setup: Setup) -> ReplicaPlan:
     check(strategy, setup.model, hardware)
     requests = draw_requests(scenario.workload)
     _check_lengths(requests, strategy, setup.model)
-    tensor = strategy.tensor_parallel
-    replicas = min(hardware.size // tensor, len(requests))
+    layout = make_layout(strategy, setup.model, hardware)
+    replicas = min(hardware.size // layout.gpus, len(requests))
     numerics = _numerics(strategy)
     hidden = 0.0 if strategy.schedule_ahead else constants.step
     host = hidden if strategy.host_overhead is None else strategy.host_overhead
-    pricer = StepPricer(
-        setup.model, numerics, tensor, hardware.span(tensor), setup.cost, float(host or 0.0),
-        all_reduce=strategy.all_reduce, wide_ends=strategy.weight_bits is None,
-    )  # fmt: skip
+    stages = _stages(setup, strategy, layout, numerics, float(host or 0.0))
     policy = Policy(
-        strategy.max_batch, strategy.max_batched_tokens, strategy.chunked_prefill, strategy.batching == "static",
+        strategy.max_batch, strategy.max_batched_tokens * layout.pipeline, strategy.chunked_prefill, strategy.batching == "static",
         strategy.watermark, strategy.schedule_ahead,
         float(scenario.workload.think_time or 0.0) + float(strategy.frontend_latency or 0.0),
     )  # fmt: skip
-    requests = requests.share(replicas)
-    graph = pricer.graph()
+    requests = requests.share(replicas * layout.data)
     sequences = min(policy.max_batch, len(requests))
-    tokens = min(policy.max_tokens, int((requests.prompt + requests.output).sum()))
-    resident = {
-        "weights": pricer.weight_bytes,
-        "activations": pricer.workspace_bytes(tokens, sequences),
-        "context": float(constants.context_bytes or 0.0),
-    }
+    tokens = min(strategy.max_batched_tokens, int((requests.prompt + requests.output).sum()))
     usable = float(hardware.memory.capacity * strategy.memory_utilization)
-    cache = PagedCache.of(graph, strategy.block_size, usable - sum(resident.values()))
-    return ReplicaPlan(strategy, replicas, requests, policy, pricer, cache, usable, resident)
+
+    def fill(stage: StepPricer) -> tuple[PagedCache, dict[str, float]]:
+        resident = {
+            "weights": stage.weight_bytes,
+            "activations": stage.workspace_bytes(tokens, sequences),
+            "context": float(constants.context_bytes or 0.0),
+        }
+        return PagedCache.of(stage.graph(), strategy.block_size, usable - sum(resident.values())), resident
+
+    # all stages keep the same sequences: the one that holds the fewest tokens binds
+    cache, resident = min(
+        (fill(stage) for stage in dict.fromkeys(stages)), key=lambda filled: (filled[0].tokens, -sum(filled[1].values()))
+    )  # fmt: skip
+    pricer = stages[0] if len(stages) == 1 else PipelinePricer(stages)
+    return ReplicaPlan(strategy, replicas, layout, requests, policy, pricer, cache, usable, resident)
+
+
+def _stages(
+    setup: Setup, strategy: ServingStrategy, layout: Layout, numerics: Numerics, host: float
+) -> tuple[StepPricer, ...]:
+    """Return a pricer for each pipeline stage; stages with as many layers of the same kinds share one."""
+    model = setup.model
+    if layout.pipeline > 1:
+        graph = build(model, Shape(1, 1, 0, "prefill"))
+        kinds = graph.layers
+    else:
+        kinds = ()
+    found: dict[object, StepPricer] = {}
+    pricers = []
+    for layers in stages(model.num_hidden_layers, layout.pipeline):
+        ends = (layers.start == 0, layers.stop == model.num_hidden_layers)
+        key = (ends, tuple(sorted(kinds[layers.start : layers.stop])))
+        if key not in found:
+            found[key] = StepPricer(
+                model, numerics, layout.tensor, layout.tensor_span, setup.cost, host, all_reduce=strategy.all_reduce,
+                wide_ends=strategy.weight_bits is None, layout=layout, layers=layers, captured=strategy.cuda_graphs,
+            )  # fmt: skip
+        pricers.append(found[key])
+    return tuple(pricers)
 
 
 def check(strategy: ServingStrategy, model: Model, hardware: Hardware) -> None:
@@ -118,10 +156,6 @@ def check(strategy: ServingStrategy, model: Model, hardware: Hardware) -> None:
     if model.family != "decoder":
         raise MemroofError(
             f"{model.name} is an {model.family}: serving needs a model of family decoder, which generates"
-        )
-    if tensor > hardware.size:
-        raise MemroofError(
-            f"tensor_parallel {tensor} needs as many GPUs; {hardware.name} has {hardware.size}"
         )
     if not heads_allow(model, tensor):
         heads = f"{model.num_attention_heads} attention heads and {model.kv_heads} KV heads"

@@ -1,99 +1,58 @@
 """Iteration-level scheduling of one replica, as a process on the engine's clock.
 
-*Continuous* batching (Yu et al. 2022, section 4) admits and releases requests between iterations, first come first
-served. With chunked prefill an iteration fills its token budget with pieces of prompts beside the decodes (Agrawal et
-al. 2024, section 4); without it whole prompts go first and decodes wait. *Static* batching is the baseline of Yu et
-al.: a batch of waiting requests runs until its longest output is done, and only then are all of them returned.
+*Continuous* batching (Yu et al. 2022, section 4) admits and releases requests between iterations. Where prompts and decodes
+mix, an iteration fills its token budget with prompts beside the decodes: whole ones (Yu et al.) or pieces (Agrawal et al.
+2024, section 4). Where prompts go first, iterations hold prompts alone and decodes wait (Kwon et al. 2023); where decodes go
+first, prompts wait. *Static* batching is the baseline of Yu et al.: a batch of waiting requests runs until its longest
+output is done, and only then are all of them returned.
 
-Blocks are taken when a request is admitted and as it grows. Where none are left, the request admitted last gives its
-blocks up and is computed again later (Kwon et al. 2023, section 4.5).
+Blocks are taken when a request is admitted and as it grows. Where none are left, the request admitted last (or the least
+urgent one) gives its blocks up; it is computed again later, or its blocks are swapped out and in again (Kwon et al. 2023,
+section 4.5). Blocks that requests have in common are held once (:mod:`~simulator.serving.prefix_cache`).
 
 Decode steps between two events that could change the batch are priced in one evaluation and run as one task of the
-engine; they are exactly the steps that would run one by one.
+engine; they are exactly the steps that would run one by one. That holds because between events blocks are only taken: who
+found no room at the first step finds none at the next.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
-from simulator.engine import Program, Simulation, Timeline
+from simulator.engine import Program, Simulation
+from simulator.serving.arrivals import Arrivals
+from simulator.serving.copies import Copies
 from simulator.serving.iteration import Pricer
-from simulator.serving.kv_cache import PagedCache
-from simulator.serving.workload import Floats, Requests
+from simulator.serving.kv_cache import KVCache, stored
+from simulator.serving.policies import Key, Line, Policy
+from simulator.serving.prefix_cache import PrefixCache
+from simulator.serving.served import Log, Served
+from simulator.serving.tiers import Tier
+from simulator.serving.workload import Floats, Integers, Requests
+
+__all__ = ["Log", "Policy", "Served", "serve"]
 
 LONGEST_RUN = 4096
 """Decode steps that are priced at once; a longer run is cut, to the same result."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the scheduler may do: sequences and tokens of an iteration, how prompts and batches are formed."""
-
-    max_batch: int
-    max_tokens: int
-    chunked: bool = True
-    static: bool = False
-    watermark: float = 0.01
-    """Share of the cache that admission leaves free for those who run (none is left where nothing runs)."""
-    ahead: bool = False
-    """An iteration is put together while the one before it runs: it takes in who had arrived when that one began."""
-    turnaround: float = 0.0
-    """Between a client's answer and its next request, of a closed loop [s]."""
-
-
-@dataclass
-class Log:
-    """What happened, one entry a run of iterations: start [s], steps, sequences, tokens, blocks held [B]."""
-
-    start: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    decoding: list[int] = field(default_factory=list)
-    prefilling: list[int] = field(default_factory=list)
-    prefill_tokens: list[int] = field(default_factory=list)
-    waiting: list[int] = field(default_factory=list)
-    kv_bytes: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Served:
-    """A run of one replica: times by request [s], the accounts by part, and what happened when."""
-
-    requests: Requests
-    admitted: Floats
-    first_token: Floats
-    end: Floats
-    preemptions: int
-    prefill_account: Floats
-    """Iterations that process prompts."""
-    decode_account: Floats
-    """Iterations that only decode."""
-    log: Log
-    timeline: Timeline
-
-    @property
-    def account(self) -> Floats:
-        """All iterations, by part."""
-        return self.prefill_account + self.decode_account
-
-    @property
-    def makespan(self) -> float:
-        """End of the last request [s]."""
-        return float(self.end.max())
+LARGEST_TABLE = 1 << 18
+"""Sequences times steps whose pages are counted at once."""
 
 
 def serve(
     requests: Requests,
     policy: Policy,
-    cache: PagedCache,
+    cache: KVCache,
     pricer: Pricer,
     *,
     memory: tuple[str, float] = ("hbm", np.inf),
     resident: Mapping[str, float] | None = None,
+    prefixes: PrefixCache | None = None,
+    lower: tuple[Tier, ...] = (),
+    swap: Tier | None = None,
     one_by_one: bool = False,
 ) -> Served:
     """Serve requests on one replica.
@@ -102,10 +61,10 @@ def serve(
     ----------
     requests : Requests
         In order of arrival. Each must fit the cache, and without chunked prefill the token budget. In a closed loop the
-        next one arrives when one ends.
+        next one arrives when one ends; a turn arrives when the one before it is answered.
     policy : Policy
         Limits and rules.
-    cache : PagedCache
+    cache : KVCache
         Blocks of one GPU.
     pricer : Pricer
         Time of iterations.
@@ -113,6 +72,12 @@ def serve(
         Name and usable bytes of the GPU's memory [B].
     resident : mapping of str to float
         What else it holds from the start, by category [B].
+    prefixes : PrefixCache, optional
+        Empty; needs blocks that hold as many bytes wherever they are in a sequence.
+    lower : tuple of Tier
+        The tiers of ``prefixes``.
+    swap : Tier, optional
+        Where a policy that swaps moves blocks to.
     one_by_one : bool
         A task for each iteration, where several decode steps would be taken at once.
 
@@ -121,7 +86,9 @@ def serve(
     Served
         Every request is complete.
     """
-    return _Replica(requests, policy, cache, pricer, memory, resident or {}, one_by_one).run()
+    return _Replica(
+        requests, policy, cache, pricer, memory, resident or {}, one_by_one, prefixes, lower, swap
+    ).run()
 
 
 class _Replica:
@@ -131,130 +98,211 @@ class _Replica:
         self,
         requests: Requests,
         policy: Policy,
-        cache: PagedCache,
+        cache: KVCache,
         pricer: Pricer,
         memory: tuple[str, float],
         resident: Mapping[str, float],
         one_by_one: bool,
+        prefixes: PrefixCache | None = None,
+        lower: tuple[Tier, ...] = (),
+        swap: Tier | None = None,
     ) -> None:
         self.requests, self.policy, self.cache, self.pricer = requests, policy, cache, pricer
+        self.capacity, self.growth_time = cache.capacity, cache.growth_time
         self.longest_run = 1 if one_by_one else LONGEST_RUN
-        self.arrivals: list[float] = requests.arrival[np.isfinite(requests.arrival)].tolist()
-        self.arrived = 0
+        self.arrivals = Arrivals(requests, policy)
         self.last_start = 0.0
-        self.waiting: deque[int] = deque()
+        self.line = Line(None if policy.order == "fcfs" else self._key)
         self.prefilling: list[int] = []
         self.decoding: list[int] = []
+        self.swapped: list[tuple[Key, int]] = []
         count = len(requests)
         self.cached = np.zeros(count, np.int64)
         self.produced = np.zeros(count, np.int64)
         self.target = requests.prompt.copy()
         self.held = np.zeros(count)
+        self.shared = np.zeros(count)
         self.used = 0.0
+        self.tokens = 0
+        self.windowed = any(np.isfinite(group.window) for group in cache.groups)
+        self.token_bytes = sum(group.token_bytes for group in cache.groups)
         self.admitted, self.first_token, self.end = (np.full(count, np.nan) for _ in range(3))
+        self.found = np.zeros(count, np.int64)
         self.preemptions = 0
         self.prefill_account: Floats | float = 0.0
         self.decode_account: Floats | float = 0.0
         self.log = Log()
+        self.names: dict[str, str] = {}
+        self.prefixes, self.lower, self.swap = prefixes, lower, swap
+        self.block = float(cache.size(prefixes.block_size)) if prefixes else 0.0
+        self.copies = Copies(policy.overlap, swap, lower)
+        self.mapping = self.waiting_for_pages = 0.0
+        self._machine(memory, resident)
+
+    def _machine(self, memory: tuple[str, float], resident: Mapping[str, float]) -> None:
         program = Program("serving replica")
         self.stream = program.stream("replica")
         handle = program.memory(*memory)
         for category, size in resident.items():
             program.allocate(handle, size, category, name=category)
+        room: dict[str, float] = {}
+        for tier in (*self.lower, *([self.swap] if self.swap else [])):
+            room[tier.name] = room.get(tier.name, 0.0) + tier.capacity
+        handles = {name: program.memory(name, size) for name, size in room.items()}
+        if handles:
+            self.copies.streams = (program.stream("copies out"), program.stream("copies in"))
         self.simulation = Simulation(program)
         self.buffer = self.simulation.allocate(handle, 0.0, "KV cache", name="KV cache")
+        kept = [handle, *(handles[tier.name] for tier in self.lower)] if self.prefixes else []
+        self.kept = [
+            [self.simulation.allocate(where, 0.0, "prefix cache", name="prefix cache"), 0.0] for where in kept
+        ]
+        if self.swap:
+            self.copies.buffer = self.simulation.allocate(handles[self.swap.name], 0.0, "swapped KV", name="swapped KV")
 
     def run(self) -> Served:
-        self.simulation.at(self.arrivals[0], self._wake)
+        self.simulation.at(self.arrivals.next, self._wake)
         timeline = self.simulation.run()
         prefill = np.asarray(self.prefill_account)
-        requests = replace(self.requests, arrival=np.array(self.arrivals))
+        decode = np.zeros_like(prefill) + self.decode_account
+        arrival = self.arrivals.at
+        requests = replace(self.requests, arrival=arrival)
+        times = (self.admitted, self.first_token, self.end)
+        found = self.found
+        order = np.argsort(arrival, kind="stable")
+        if (order[1:] < order[:-1]).any():
+            requests, found = requests.of(order), found[order]
+            times = (self.admitted[order], self.first_token[order], self.end[order])
         return Served(
-            requests, self.admitted, self.first_token, self.end, self.preemptions,
-            prefill, np.zeros_like(prefill) + self.decode_account, self.log, timeline,
+            requests, *times, self.preemptions, prefill, decode, self.log.columns(), timeline, found,
+            dict(self.copies.moved), self.copies.stall, self.waiting_for_pages,
         )  # fmt: skip
 
     def _wake(self) -> None:
         now = self.simulation.now
         busy = self.policy.ahead and (self.decoding or self.prefilling)
-        self._take_in(self.last_start if busy else now)
+        for request in self.arrivals.take(self.last_start if busy else now):
+            self.line.push(request)
         pieces = self._prefill_pieces()
         if pieces:
             self._start_prefill(pieces)
-        elif self.decoding:
+        elif self.decoding or self.swapped:
             self._start_decode()
         else:
             self._hold()
-            if self.arrived < len(self.arrivals):
-                self.simulation.at(self.arrivals[self.arrived], self._wake)
+            if self.arrivals.next < np.inf:
+                self.simulation.at(self.arrivals.next, self._wake)
 
-    def _take_in(self, until: float) -> None:
-        while self.arrived < len(self.arrivals) and self.arrivals[self.arrived] <= until:
-            self.waiting.append(self.arrived)
-            self.arrived += 1
+    def _key(self, request: int) -> Key:
+        """Place in the order of requests that wait, and from the end in that of requests that are preempted."""
+        value = 0.0
+        if self.policy.order == "priority":
+            value = float(self._priority(request))
+        elif self.policy.order == "shortest-prompt":
+            value = float(self.target[request])
+        return value, self.arrivals.at[request], request
+
+    def _priority(self, request: int) -> int:
+        return 0 if self.requests.priority is None else int(self.requests.priority[request])
 
     # --- what the next iteration holds ---
 
     def _prefill_pieces(self) -> list[tuple[int, int]]:
         """Admit what may run and return (request, new tokens) of the next iteration; blocks are taken."""
         policy = self.policy
+        if policy.static:
+            if not self.decoding and not self.prefilling:
+                self._admit_batch()
+        elif policy.priority_preemption and self.line:
+            self._yield_to_urgent()
         budget = policy.max_tokens
-        if self._mixes and self.decoding:
+        if policy.mixes and (self.decoding or self.swapped):
             self._make_room()
-            self._grow(1)
+            if self.decoding:
+                self._grow(1)
+            self._resume()
             budget -= len(self.decoding)
-        if policy.static and not self.decoding and not self.prefilling:
-            self._admit_batch()
         pieces: list[tuple[int, int]] = []
         for request in self.prefilling:
-            piece = self._piece(request, budget)
+            piece = self._piece(int(self.target[request] - self.cached[request]), budget)
             if not piece:
                 return pieces
             pieces.append((request, piece))
+            self._publish(request, int(self.cached[request]) + piece)
             budget -= piece
-        while (
-            not policy.static
-            and self.waiting
-            and len(self.decoding) + len(self.prefilling) < policy.max_batch
-        ):
-            request = self.waiting[0]
-            piece = self._piece(request, budget)
-            if not piece or not self._admit(request):
-                break
-            pieces.append((request, piece))
-            budget -= piece
+        if not policy.static and not (policy.decodes_first and self.decoding):
+            self._admit_line(pieces, budget)
         return pieces
 
-    @property
-    def _mixes(self) -> bool:
-        return self.policy.chunked and not self.policy.static
+    def _admit_line(self, pieces: list[tuple[int, int]], budget: int) -> None:
+        while self.line and len(self.decoding) + len(self.prefilling) < self.policy.max_batch:
+            request = self.line.head
+            if self.swapped and not self._precedes(request):
+                return
+            piece = self._admit(request, budget)
+            if not piece:
+                return
+            pieces.append((request, piece))
+            self._publish(request, int(self.cached[request]) + piece)
+            budget -= piece
 
-    def _piece(self, request: int, budget: int) -> int:
-        left = int(self.target[request] - self.cached[request])
+    def _precedes(self, request: int) -> bool:
+        """Whether a waiting request goes before those who are swapped out."""
+        return self.policy.order == "priority" and self._priority(request) < self.swapped[0][0][0]
+
+    def _piece(self, left: int, budget: int) -> int:
         return min(left, budget) if self.policy.chunked or left <= budget else 0
 
-    def _admit(self, request: int) -> bool:
-        size = float(self.cache.size(self.target[request]))
+    def _needs(self, request: int) -> tuple[float, int]:
+        """Bytes that admission takes [B], and tokens that are found."""
+        target = int(self.target[request])
+        size = float(self.cache.size(target))
+        if self.prefixes is None:
+            return size, 0
+        hit = self.prefixes.match(request, target)
+        return size + (hit.room - hit.blocks) * self.block, min(hit.blocks * self.prefixes.block_size, target - 1)
+
+    def _admit(self, request: int, budget: int) -> int:
+        """Return the tokens of a request's first piece if there is room for it, else 0."""
+        size, found = self._needs(request)
+        piece = self._piece(int(self.target[request]) - found, budget)
+        if not piece or self.used + size + self._kept_free > self.capacity:
+            return 0
+        self.line.pop()
+        self._enter(request, float(self.cache.size(self.target[request])))
+        return piece
+
+    @property
+    def _kept_free(self) -> float:
         running = self.decoding or self.prefilling
-        keep = self.policy.watermark * self.cache.capacity if running else 0.0
-        if self.used + size + keep > self.cache.capacity:
-            return False
-        self.waiting.popleft()
-        self._enter(request, size)
-        return True
+        return self.policy.watermark * self.capacity if running else 0.0
 
     def _enter(self, request: int, size: float) -> None:
+        """Give a request that many bytes [B], less what is shared."""
         self.prefilling.append(request)
+        first = np.isnan(self.admitted[request])
+        if first:
+            self.admitted[request] = self.simulation.now
+        if self.prefixes is not None:
+            target = int(self.target[request])
+            hit = self.prefixes.lock(request, target)
+            found = min(hit.blocks * self.prefixes.block_size, target - 1)
+            self.shared[request] = hit.blocks * self.block
+            self.cached[request] = found
+            self.tokens += found
+            self.used += hit.room * self.block
+            size -= hit.blocks * self.block
+            self.copies.load(hit.lower, self.block)
+            if first:
+                self.found[request] = found
         self.held[request] = size
         self.used += size
-        if np.isnan(self.admitted[request]):
-            self.admitted[request] = self.simulation.now
+        self.mapping += size * self.growth_time
+        self._evict()
 
     def _admit_batch(self) -> None:
         """Fill a static batch; each slot reserves its prompt and the batch's longest output."""
-        head = np.array(
-            [self.waiting[i] for i in range(min(len(self.waiting), self.policy.max_batch))], np.int64
-        )
+        head = np.array(self.line.first(self.policy.max_batch), np.int64)
         if not len(head):
             return
 
@@ -263,57 +311,177 @@ class _Replica:
             longest = self.requests.output[batch].max()
             return np.asarray(self.cache.size(self.requests.prompt[batch] + longest - 1))
 
-        count = _largest(lambda count: bool(reserved(count).sum() <= self.cache.capacity), len(head))
+        count = _largest(lambda count: bool(reserved(count).sum() <= self.capacity), len(head))
         for size in reserved(count).tolist():
-            self._enter(self.waiting.popleft(), size)
+            self._enter(self.line.pop(), size)
+
+    # --- who gives way ---
+
+    def _yield_to_urgent(self) -> None:
+        """Preempt less urgent requests, the least urgent first, if that lets the next in line in."""
+        policy = self.policy
+        request = self.line.head
+        urgency = self._priority(request)
+        running = self.decoding + self.prefilling
+        if len(running) < policy.max_batch and self._fits(request):
+            return
+        lesser = sorted((r for r in running if self._priority(r) > urgency), key=self._key, reverse=True)
+        size, found = self._needs(request)
+        freed, chosen = 0.0, 0
+        keep = policy.watermark * self.capacity
+        for victim in lesser:
+            freed += float(self.held[victim])
+            chosen += 1
+            if chosen == len(running):
+                keep = 0.0
+            slots = len(running) - chosen < policy.max_batch
+            if slots and self.used - freed + size + keep <= self.capacity:
+                break
+        else:
+            return
+        decoding = len([r for r in self.decoding if r not in lesser[:chosen]]) if policy.mixes else 0
+        if not self._piece(int(self.target[request]) - found, policy.max_tokens - decoding):
+            return
+        for victim in lesser[:chosen]:
+            self._preempt(victim)
+
+    def _fits(self, request: int) -> bool:
+        return self.used + self._needs(request)[0] + self._kept_free <= self.capacity
+
+    def _make_room(self) -> None:
+        """Preempt the latest, or least urgent, requests until those who decode can add a token."""
+        while self._overfull(1):
+            running = self.prefilling or self.decoding
+            if len(self.prefilling) + len(self.decoding) == 1 and self.swapped:
+                self._forget(self.swapped.pop()[1])
+            elif self.policy.order == "priority":
+                self._preempt(max(self.decoding + self.prefilling, key=self._key))
+            else:
+                self._preempt(running[-1])
+
+    def _preempt(self, request: int) -> None:
+        self.preemptions += 1
+        if request in self.prefilling:
+            self.prefilling.remove(request)
+        else:
+            self.decoding.remove(request)
+            size = float(self.held[request])
+            content = float(self.cache.size(self.cached[request])) - float(self.shared[request])
+            if self.policy.swap and self.copies.swap_out(request, min(size, content)):
+                self.used -= size
+                self.held[request] = 0.0
+                self.tokens -= int(self.cached[request])
+                key = float(self._priority(request)) if self.policy.order == "priority" else 0.0
+                insort(self.swapped, ((key, self.arrivals.at[request], request), request))
+                return
+        self._release([request])
+        self._again(request)
+
+    def _again(self, request: int) -> None:
+        """Let a request wait to be computed once more."""
+        self.cached[request] = 0
+        self.target[request] = self.requests.prompt[request] + self.produced[request]
+        self.line.put_back(request)
+
+    def _forget(self, request: int) -> None:
+        """Drop the blocks of a request that is swapped out, and what it refers to."""
+        self.copies.drop(request)
+        if self.prefixes is not None:
+            self.used -= self.prefixes.release(request) * self.block
+            self.shared[request] = 0.0
+        self._again(request)
+
+    def _resume(self) -> None:
+        """Swap in, first who was there first, while there is room."""
+        while self.swapped and len(self.decoding) + len(self.prefilling) < self.policy.max_batch:
+            request = self.swapped[0][1]
+            running = self.decoding or self.prefilling
+            if running and self.line and self._precedes(self.line.head):
+                return
+            size = float(self.cache.size(self.cached[request] + 1)) - float(self.shared[request])
+            if self.used + size + self._kept_free > self.capacity:
+                if running or len(self.swapped) == 1:
+                    return
+                self._forget(self.swapped.pop()[1])
+                continue
+            del self.swapped[0]
+            self.copies.swap_in(request)
+            self.decoding = [*self.decoding, request]
+            self.held[request] = size
+            self.used += size
+            self.tokens += int(self.cached[request])
+            self.mapping += size * self.growth_time
+            self._evict()
 
     # --- blocks ---
 
     def _sizes(self, steps: int) -> Floats:
-        return np.asarray(self.cache.size(self.cached[self.decoding] + steps))
+        sizes = np.asarray(self.cache.size(self.cached[self.decoding] + steps))
+        return sizes if self.prefixes is None else sizes - self.shared[self.decoding]
 
     def _overfull(self, steps: int) -> bool:
         # a cheap bound first: a sequence takes at most one block more than its new tokens fill
-        if self.used + len(self.decoding) * self.cache.most(steps) <= self.cache.capacity:
+        if self.used + len(self.decoding) * self.cache.most(steps) <= self.capacity:
             return False
         more = self._sizes(steps).sum() - self.held[self.decoding].sum()
-        return bool(self.used + more > self.cache.capacity)
-
-    def _make_room(self) -> None:
-        """Preempt the latest requests until those who decode can add a token."""
-        while self._overfull(1):
-            request = self.prefilling.pop() if self.prefilling else self.decoding.pop()
-            self._release([request])
-            self.cached[request] = 0
-            self.target[request] = self.requests.prompt[request] + self.produced[request]
-            self.waiting.appendleft(request)
-            self.preemptions += 1
+        return bool(self.used + more > self.capacity)
 
     def _grow(self, steps: int) -> None:
         sizes = self._sizes(steps)
-        self.used += float(sizes.sum() - self.held[self.decoding].sum())
+        more = float(sizes.sum() - self.held[self.decoding].sum())
+        self.used += more
         self.held[self.decoding] = sizes
+        self.mapping += more * self.growth_time
+        self._evict()
 
     def _release(self, requests: list[int]) -> None:
+        for request in requests if self.prefixes is not None else ():
+            self._publish(request, int(self.cached[request]))
+            self.used -= self.prefixes.release(request) * self.block  # type: ignore[union-attr]
+            self.shared[request] = 0.0
         self.used -= float(self.held[requests].sum())
+        self.tokens -= int(self.cached[requests].sum())
         self.held[requests] = 0.0
+
+    def _publish(self, request: int, tokens: int) -> None:
+        """Share a request's whole blocks; those that others share already are given back."""
+        if self.prefixes is None:
+            return
+        moved, double, woken = self.prefixes.publish(request, tokens)
+        if moved:
+            self.held[request] -= moved * self.block
+            self.shared[request] += moved * self.block
+            self.used += (woken - double) * self.block
+
+    def _evict(self) -> None:
+        """Cached prefixes that nobody refers to give way to those who run."""
+        if self.prefixes is not None and self.prefixes.idle:
+            self.prefixes.shrink(int((self.capacity - self.used) / self.block * (1.0 + 1e-12)))
 
     def _hold(self) -> None:
         self.simulation.resize(self.buffer, self.used)
+        if self.prefixes is not None:
+            blocks = (self.prefixes.idle, *self.prefixes.lower)
+            for kept, count in zip(self.kept, blocks, strict=True):
+                if kept[1] != count:
+                    kept[1] = count
+                    self.simulation.resize(int(kept[0]), count * self.block)
+        self.copies.hold(self.simulation)
 
     # --- iterations ---
 
     def _start_prefill(self, pieces: list[tuple[int, int]]) -> None:
-        decoding = self.decoding if self._mixes else []
+        decoding = self.decoding if self.policy.mixes else []
         ids = np.array([request for request, _ in pieces], np.int64)
         new = np.array([piece for _, piece in pieces], np.int64)
         finished = ids[self.cached[ids] + new == self.target[ids]].tolist()
         steps = self.pricer.mixed(new, self.cached[ids], self.cached[decoding], len(finished) + len(decoding))
         self.prefill_account = self.prefill_account + steps.total(1)
-        self._record(steps.seconds[0], 1, len(decoding), len(pieces), int(new.sum()))
+        count = int(new.sum())
 
         def end(task: int) -> None:
             self.cached[ids] += new
+            self.tokens += count + len(decoding)
             self.prefilling = [request for request in self.prefilling if request not in finished]
             self.produced[finished] += 1
             fresh = [request for request in finished if np.isnan(self.first_token[request])]
@@ -326,73 +494,131 @@ class _Replica:
 
         self.last_start = self.simulation.now
         tag = "mixed" if decoding else "prefill"
-        self._submit(float(steps.seconds[0]), tag, f"{tag}: {int(new.sum())} tokens", end)
+        seconds = self._first_step(float(steps.seconds[0]))
+        self._record(seconds, 1, len(decoding), len(pieces), count)
+        self._submit(seconds, tag, f"{tag}: {count} tokens", end)
 
     def _start_decode(self) -> None:
         if not self.policy.static:
             self._make_room()
+            self._resume()
         ids = np.array(self.decoding, np.int64)
         left = self.requests.output[ids] - self.produced[ids]
         most = min(int(left.max() if self.policy.static else left.min()), self.longest_run)
+        if self.growth_time:
+            most = min(most, max(1, LARGEST_TABLE // len(ids)))
         if not self.policy.static:
             most = _largest(lambda steps: not self._overfull(steps), most)
         steps = self.pricer.decode(self.cached[ids], most)
-        ends = np.cumsum(steps.seconds)
+        times = steps.seconds
+        if self.growth_time:
+            times = times + self._mapping_times(ids, most)
+        first = self._first_step(float(times[0]))
+        ends = np.cumsum(times) + (first - times[0])
         count = min(most, self._steps_to_arrival(ends))
+        if self.growth_time:
+            self.waiting_for_pages += float((times[:count] - steps.seconds[:count]).sum())
         if not self.policy.static:
             self._grow(count)
+            self.mapping = 0.0
         self.decode_account = self.decode_account + steps.total(count)
-        self._record(ends[count - 1], count, len(ids), 0, 0)
-
+        seconds = float(ends[count - 1])
+        self._record(seconds, count, len(ids), 0, 0)
         self.last_start = self.simulation.now + float(ends[count - 2] if count > 1 else 0.0)
 
         def end(task: int) -> None:
             self.cached[ids] += count
             self.produced[ids] += count
+            self.tokens += len(ids) * count
             self._return_finished()
 
-        self._submit(float(ends[count - 1]), "decode", f"decode: {len(ids)} sequences, {count} steps", end)
+        self._submit(seconds, "decode", f"decode: {len(ids)} sequences, {count} steps", end)
+
+    def _mapping_times(self, ids: Integers, steps: int) -> Floats:
+        """Time that each of some decode steps waits for its pages [s]."""
+        grown = np.arange(1, steps + 1)
+        sizes = np.asarray(self.cache.size(self.cached[ids][:, None] + grown)).sum(axis=0)
+        # what the first step takes may have been taken already beside prompts
+        return np.diff(sizes, prepend=float(self.held[ids].sum())) * self.growth_time
+
+    def _first_step(self, seconds: float) -> float:
+        """Return how long an iteration takes with the pages and copies that it waits for [s]."""
+        self.waiting_for_pages += self.mapping
+        seconds += self.mapping
+        self.mapping = 0.0
+        return self.copies.stretch(seconds)
 
     def _steps_to_arrival(self, ends: Floats) -> int:
         """Return how many steps are over, or under way, when a request arrives that may be let in.
 
         Where iterations are put together ahead, it is let in a step later.
         """
-        closed = self.policy.static or self.waiting or len(self.decoding) >= self.policy.max_batch
-        if closed or self.arrived == len(self.arrivals):
+        if self._shut:
             return len(ends)
-        gap = self.arrivals[self.arrived] - self.simulation.now
+        gap = self.arrivals.next - self.simulation.now
+        if gap == np.inf:
+            return len(ends)
         return int(np.searchsorted(ends, gap)) + 1 + (self.policy.ahead and gap > 0.0)
+
+    @property
+    def _shut(self) -> bool:
+        """Whether nobody who arrives can be let in before somebody is done."""
+        policy = self.policy
+        if policy.static or policy.decodes_first:
+            return True
+        if policy.order == "fcfs" and (self.line or self.swapped):
+            return True
+        return len(self.decoding) >= policy.max_batch and not policy.priority_preemption
 
     def _return_finished(self) -> None:
         """Return requests whose output is complete; of a static batch all or none."""
         done = self.produced[self.decoding] >= self.requests.output[self.decoding]
         if done.any() and (not self.policy.static or (done.all() and not self.prefilling)):
-            finished = [request for request, over in zip(self.decoding, done.tolist(), strict=True) if over]
-            self.decoding = [
-                request for request, over in zip(self.decoding, done.tolist(), strict=True) if not over
-            ]
-            self.end[finished] = self.simulation.now
+            ends = done.tolist()
+            finished = [request for request, over in zip(self.decoding, ends, strict=True) if over]
+            self.decoding = [request for request, over in zip(self.decoding, ends, strict=True) if not over]
+            now = self.simulation.now
+            self.end[finished] = now
             self._release(finished)
-            if self.requests.closed:
-                coming = min(len(finished), len(self.requests) - len(self.arrivals))
-                self.arrivals += [self.simulation.now + self.policy.turnaround] * coming
+            if self.arrivals.brings:
+                for request in finished:
+                    self.arrivals.answer(request, now)
         self._wake()
 
     def _record(self, seconds: float, steps: int, decoding: int, prefilling: int, tokens: int) -> None:
         log = self.log
         log.start.append(self.simulation.now)
-        log.seconds.append(float(seconds))
+        log.seconds.append(seconds)
         log.steps.append(steps)
         log.decoding.append(decoding)
         log.prefilling.append(prefilling)
         log.prefill_tokens.append(tokens)
-        log.waiting.append(len(self.waiting))
+        log.waiting.append(len(self.line))
+        log.swapped.append(len(self.swapped))
         log.kv_bytes.append(self.used)
+        log.stored_bytes.append(self._stored(tokens, decoding * steps))
+        log.idle_bytes.append(self.prefixes.idle * self.block if self.prefixes else 0.0)
+
+    def _stored(self, prompts: int, outputs: int) -> float:
+        """Keys and values of those who run after an iteration that adds some tokens [B]."""
+        if not self.windowed:
+            size = (self.tokens + prompts + outputs) * self.token_bytes
+            if self.prefixes is not None:
+                running = self.decoding + self.prefilling
+                size += self.prefixes.active * self.block - float(self.shared[running].sum())
+            return size
+        steps = outputs // max(1, len(self.decoding))
+        before = self.cached[self.prefilling]
+        part = prompts / max(1, len(self.prefilling))
+        decoding = stored(self.cache, self.cached[self.decoding] + steps).sum()
+        return float(decoding + stored(self.cache, before + part).sum())
 
     def _submit(self, seconds: float, tag: str, name: str, end: Callable[[int], None]) -> None:
         self._hold()
-        self.simulation.compute(self.stream, seconds, tag=tag, name=name, on_end=end)
+        after, before = self.copies.submit(self.simulation)
+        # most runs look alike: one text for all of them
+        name = self.names.setdefault(name, name)
+        self.simulation.compute(self.stream, seconds - before, after=after, tag=tag, name=name, on_end=end)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

@@ -12,6 +12,7 @@ from simulator.serving.metrics import (
     QUEUE_SPREAD,
     duration,
     latency_metrics,
+    objective_metrics,
     saturated,
     state_metrics,
     tables,
@@ -22,7 +23,7 @@ from simulator.serving.plan import ReplicaPlan, make_plan
 from simulator.serving.scheduler import Served, serve
 from simulator.serving.step_time import Account
 from simulator.serving.workload import Requests
-from simulator.specs import OperatorClass, Span
+from simulator.specs import OperatorClass, ServingScenario, Span
 from simulator.strategy import (
     Bottleneck,
     Holding,
@@ -77,12 +78,19 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     metrics = _metrics(setup, plan, served, account, errors)
     total = duration(served)
     bottlenecks: dict[Bottleneck, float] = dict(account.by_bottleneck)
-    bottlenecks["waiting"] = max(0.0, total - account.seconds)
+    bottlenecks["waiting"] = max(0.0, total - sum(bottlenecks.values()))
     return Outcome(
         _headline(plan.requests), metrics, (_memory(setup, plan, served),), account.by_class, bottlenecks, total,
         _assumptions(setup, plan, served), SOURCES, served.timeline, plan.gpus,
-        min(1.0, account.seconds / total), tables(served), errors, ITERATION_SPREAD,
+        min(1.0, account.seconds / total), tables(served, float(plan.strategy.frontend_latency or 0.0)), errors,
+        ITERATION_SPREAD, phases=_phases(plan, served),
     )  # fmt: skip
+
+
+def _phases(plan: ReplicaPlan, served: Served) -> dict[str, dict[Bottleneck, float]]:
+    """Seconds of the iterations that hold prompts (decodes beside them among it), and of those that only decode."""
+    parts = {"prefill": served.prefill_account, "decode": served.decode_account}
+    return {name: plan.pricer.account(account).by_bottleneck for name, account in parts.items()}
 
 
 def _headline(requests: Requests) -> str:
@@ -107,9 +115,13 @@ def _metrics(
     prompts = plan.pricer.account(served.prefill_account).by_class
     prefill = math.hypot(relative_error(prompts, errors), QUEUE_SPREAD)
     frontend = float(plan.strategy.frontend_latency or 0.0)
-    metrics = throughput_metrics(served, plan.replicas, plan.gpus, run) | latency_metrics(
+    metrics = throughput_metrics(served, plan.shares, plan.gpus, run) | latency_metrics(
         served, prefill, run, frontend
     )
+    scenario = setup.scenario
+    if isinstance(scenario, ServingScenario) and scenario.slo:
+        spreads = {"time_to_first_token": prefill, "time_per_output_token": run, "end_to_end": run}
+        metrics |= objective_metrics(served, scenario.slo, plan.shares, spreads, frontend)
     metrics |= state_metrics(served, plan.cache)
     flops = account.flops / account.seconds / peak_flops(setup.cost.device, plan.pricer.numerics.compute)
     traffic = account.traffic / account.seconds / setup.hardware.memory.read.bandwidth
@@ -117,7 +129,7 @@ def _metrics(
     metrics["mbu"] = Metric("memory bandwidth utilisation while busy", traffic, "fraction", run, "higher")
     if not (served.requests.offline or served.requests.closed):
         arrival = served.requests.arrival
-        offered = plan.replicas * (len(arrival) - 1) / float(arrival[-1] - arrival[0])
+        offered = plan.shares * (len(arrival) - 1) / float(arrival[-1] - arrival[0])
         metrics["offered_request_rate"] = Metric("requests offered per second", offered, "1/s")
         metrics["saturated"] = Metric(
             "queue grows without bound (1: yes)", float(saturated(served)), "count", 0.0, "lower"
@@ -142,6 +154,9 @@ def _unfit(setup: Setup, plan: ReplicaPlan) -> Outcome:
     )
     memory = MemoryUse(store.name, store.tier, plan.usable, plan.needed, 0.0, held, tuple(largest))
     metrics = unserved_metrics()
+    if isinstance(setup.scenario, ServingScenario) and setup.scenario.slo:
+        metrics["slo_attainment"] = Metric("requests that hold the objective", 0.0, "fraction", better="higher")
+        metrics["goodput"] = Metric("goodput, requests per second", 0.0, "1/s", better="higher")
     metrics["kv_capacity"] = Metric(
         "tokens that the KV cache holds", float(plan.cache.tokens), "tokens", 0.0, "higher"
     )
@@ -170,9 +185,10 @@ def _assumptions(setup: Setup, plan: ReplicaPlan, served: Served) -> tuple[str, 
         lines.append(
             "the run is short against the time of one request: more requests would come nearer to a steady state"
         )
-    if plan.replicas > 1:
+    if plan.shares > 1:
+        what = "equal replicas" if plan.layout.data == 1 else "groups of GPUs that attend together"
         lines.append(
-            f"{plan.replicas} equal replicas take requests in turn; one is simulated with every {plan.replicas}th request"
+            f"{plan.shares} {what} take requests in turn; one is simulated with every {plan.shares}th request"
         )
     if strategy.schedule_ahead:
         lines.append(
@@ -180,8 +196,7 @@ def _assumptions(setup: Setup, plan: ReplicaPlan, served: Served) -> tuple[str, 
         )
     if plan.pricer.host > 0.0:
         lines.append(f"host time of {plan.pricer.host * 1e3:.3g} ms an iteration is not hidden")
-    if setup.model.moe:
-        lines.append("tokens are routed to experts uniformly")
+    lines += plan.layout.assumptions(moe=setup.model.moe is not None)
     if strategy.weight_precision not in (None, strategy.precision):
         lines.append(
             f"all weights, embeddings among them, are stored in {strategy.weight_precision} and widened without cost"

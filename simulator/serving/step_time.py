@@ -1,14 +1,19 @@
-"""Time of one iteration of one tensor-parallel rank.
+"""Time of one iteration of one rank: of a whole replica, or of the layers of a pipeline stage.
 
 Linear layers, norms, collectives and the head depend only on how many tokens (or sequences) an iteration holds: they
 are priced for a page of token counts in one pass and looked up. Attention depends on contexts and is priced for each
 iteration, or for a whole run of decode steps at once.
+
+Where attention is data-parallel, the ranks of a stage hold as many tokens each, as equal shares of the same traffic do, and
+the experts see those of all of them. With captured CUDA graphs an iteration is as long as that of the next captured count
+of tokens; what runs eagerly takes no less than the host needs to issue its operators.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -30,12 +35,16 @@ from simulator.graph import (
     build,
 )
 from simulator.graph.build import LOGIT_BYTES
+from simulator.serving.experts import EXCHANGE_UNITS, ROUTED, Experts, cut
 from simulator.serving.iteration import Steps
+from simulator.serving.layout import Layout
 from simulator.serving.workload import Floats, Integers
 from simulator.specs import OPERATOR_CLASSES, Model, OperatorClass, Span
 from simulator.strategy import Bottleneck
 
 ReduceKernel = Literal["library", "pull", "push"]
+Charges = tuple[tuple[int, Floats], ...]
+"""Seconds (or FLOPs, bytes) of each iteration by place in an account."""
 
 ACTIVATION_BYTES = {"fp8": 1.0, "int8": 1.0, "fp4": 0.5625}
 """Bytes of a quantised input element, with the scales of 16 elements in NVFP4."""
@@ -44,8 +53,12 @@ PAGE = 512
 FLOPS = len(OPERATOR_CLASSES) * len(BOUNDS)
 """Place of FLOPs in an account, after the seconds by operator class and bound; memory traffic comes next."""
 TRAFFIC = FLOPS + 1
+BUBBLE = TRAFFIC + 1
+"""Seconds that a stage waits for others."""
 HOST = OPERATOR_CLASSES.index("host") * len(BOUNDS) + BOUNDS.index("latency")
-_SIZE = TRAFFIC + 1
+LINK = BOUNDS.index("link")
+EXCHANGE = OPERATOR_CLASSES.index("expert-exchange") * len(BOUNDS) + LINK
+_SIZE = BUBBLE + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,13 @@ class StepPricer:
         Kernel of all-reduces over the group: ``library``, ``pull`` or ``push``.
     wide_ends : bool
         Whether embedding and logits stay as wide as activations where layers are quantised.
+    layout : Layout, optional
+        How attention and experts are cut, where that is more than tensor parallelism.
+    layers : range, optional
+        Layers of a pipeline stage; all if absent. The first stage has the embedding, the last the head.
+    captured : tuple of int, optional
+        Counts of tokens that CUDA graphs are captured for: an iteration runs in the next larger, and eagerly where there is
+        none. If absent, everything is captured as it is.
     """
 
     def __init__(
@@ -97,10 +117,17 @@ class StepPricer:
         *,
         all_reduce: ReduceKernel = "library",
         wide_ends: bool = True,
+        layout: Layout | None = None,
+        layers: range | None = None,
+        captured: tuple[int, ...] | None = None,
     ) -> None:
         self.model, self.numerics, self.cost, self.span, self.host = model, numerics, cost, span, host
         self.all_reduce, self.wide_ends = all_reduce, wide_ends
+        self.layout = layout or Layout(tensor_parallel, tensor_span=span)
+        self.layers = range(model.num_hidden_layers) if layers is None else layers
+        self.captured = None if captured is None else np.array(sorted(captured), np.int64)
         self.partition = Partition(tensor_parallel)
+        self.experts = Experts(model, numerics, self.layout, cost, self.layers) if self.layout.apart else None
         prefill, decode = self._graph(Shape(1, 2, 2, "prefill")), self._graph(Shape(1, 1, 3, "decode"))
         self._shared = _names(prefill) & _names(decode)
         self._prefill_attention, self._decode_attention = _attentions(prefill), _attentions(decode)
@@ -109,25 +136,39 @@ class StepPricer:
         self._heads = _Table(lambda n: self._priced(self._head(n)))
         self._prefill_only = _Table(lambda n: self._priced(self._layers("prefill", n, False)))
         self._decode_only = _Table(lambda n: self._priced(self._layers("decode", n, False)))
+        self._routed = _Table(lambda n: self._priced(self._experts_of(n)))
+        self._sent = _Table(lambda n: self._exchanged(n, low_latency=self.layout.exchange == "low-latency"))
+        self._sent_low = _Table(lambda n: self._exchanged(n, low_latency=True))
         self._expands = bool(_names(prefill) - self._shared)
         self._absorbs = bool(_names(decode) - self._shared)
 
     def decode(self, contexts: Integers, steps: int) -> Steps:
         """Price ``steps`` iterations of the same sequences, whose contexts grow by a token in each."""
         batch = len(contexts)
-        fixed = self._fixed(batch, batch, 0, batch)
-        varying = self._decode_steps(contexts, steps)
-        seconds = np.full(steps, float(fixed[:FLOPS].sum()))
-        for part, values in varying:
-            if part < FLOPS:
-                seconds = seconds + values
-        return Steps(seconds, fixed, tuple(varying))
+        if self.layout.overlap and batch > 1:
+            half = contexts[::2]
+            fixed, sent = self._fixed(len(half), len(half), 0, len(half)), self._exchange(len(half), 0)
+            return self._two_halves(fixed, tuple(self._decode_steps(half, steps)), sent, steps, 0)
+        fixed = self._fixed(batch, batch, 0, batch) + self._exchange(self._padded(batch), 0)
+        return self._issued(fixed, tuple(self._decode_steps(contexts, steps)), steps, batch)
 
     def mixed(self, new: Integers, cached: Integers, contexts: Integers, sampled: int) -> Steps:
         """Price an iteration of prompt pieces (``new`` tokens after ``cached``) beside decodes after ``contexts``."""
-        batch, keys = len(contexts), cached + new
-        fixed = self._fixed(int(new.sum()) + batch, sampled, int(keys.sum()), batch)
-        for attention, count in self._prefill_attention.items():
+        if self.layout.overlap:
+            new, cached = _half_of(new, cached)
+            contexts, sampled = contexts[::2], (sampled + 1) // 2
+        tokens, keys = int(new.sum()) + len(contexts), cached + new
+        fixed = self._fixed(tokens, sampled, int(keys.sum()), len(contexts))
+        self._charge_attention(fixed, new, keys, contexts)
+        if self.layout.overlap:
+            return self._two_halves(fixed, (), self._exchange(tokens, len(new)), 1, len(new))
+        return self._issued(fixed + self._exchange(self._padded(tokens), len(new)), (), 1, tokens)
+
+    def _charge_attention(
+        self, fixed: Floats, new: Integers, keys: Integers, contexts: Integers
+    ) -> None:
+        batch = len(contexts)
+        for attention, count in self._prefill_attention.items() if len(new) else ():
             work = _together(attention, new, keys)
             _charge_one(fixed, self.cost.price(work), count)
             fixed[FLOPS] += work.flops * count
@@ -137,7 +178,64 @@ class StepPricer:
             _charge_one(fixed, self.cost.price(_sized(attention, batch, 1, seen)), count)
             for place, offset, slope in self._decode_slopes[attention]:
                 fixed[place] += (batch * count) * (offset + slope * seen)
-        return Steps(np.array([fixed[:FLOPS].sum()]), fixed)
+
+    def _issued(self, fixed: Floats, varying: Charges, steps: int, tokens: int) -> Steps:
+        """Add up the parts; where no captured graph holds the tokens, the host's time to issue operators is the least."""
+        seconds = np.full(steps, float(fixed[:FLOPS].sum()))
+        for part, values in varying:
+            if part < FLOPS:
+                seconds = seconds + values
+        if self._eager(tokens):
+            waited = np.maximum(self._issue_time - seconds, 0.0)
+            seconds = seconds + waited
+            varying = (*varying, (HOST, waited))
+        return Steps(seconds, fixed, varying)
+
+    def _two_halves(self, fixed: Floats, varying: Charges, sent: Floats, steps: int, prompts: int) -> Steps:
+        """Two half batches: one computes while the other's tokens are exchanged, layer by layer, so that the longer binds.
+
+        Makespan of two jobs that alternate between two stages, of L layers each: L·max(2c, 2d) + min(c, d), c and d a
+        layer's computing and exchange. Normal kernels take their multiprocessors from the products.
+        """
+        normal = self.layout.exchange == "normal" or (self.layout.exchange == "auto" and prompts)
+        slower = 1.0
+        if normal:
+            units = float(self.cost.device.compute.units)
+            slower = units / (units - EXCHANGE_UNITS)
+        compute = np.full(steps, float(fixed[:FLOPS].sum()))
+        for part, values in varying:
+            if part < FLOPS:
+                compute = compute + values
+        compute, exchange = compute * slower, float(sent[:FLOPS].sum())
+        seconds = 2.0 * np.maximum(compute, exchange) + np.minimum(compute, exchange) / len(self.layers)
+        charged = fixed.copy()
+        charged[:FLOPS] *= slower
+        both = tuple((part, values * (2.0 * slower if part < FLOPS else 2.0)) for part, values in varying)
+        return Steps(seconds, 2.0 * charged, (*both, (EXCHANGE, seconds - 2.0 * compute)))
+
+    def _exchange(self, tokens: int, prompts: int) -> Floats | float:
+        if self.experts is None or not tokens:
+            return 0.0 if self.experts is None else np.zeros(_SIZE)
+        return (self._sent_low if self.layout.exchange == "auto" and not prompts else self._sent)[tokens]
+
+    def _eager(self, tokens: int) -> bool:
+        """Whether no captured graph holds an iteration of so many tokens."""
+        return self.captured is not None and (not len(self.captured) or tokens > int(self.captured[-1]))
+
+    def _padded(self, tokens: int) -> int:
+        """Tokens of the captured graph that an iteration runs in; as many as it has where there is none."""
+        if self.captured is None or self._eager(tokens):
+            return tokens
+        return int(self.captured[np.searchsorted(self.captured, tokens)])
+
+    @cached_property
+    def _issue_time(self) -> float:
+        """What the host needs to issue the operators of an iteration one by one [s]."""
+        graph = self._graph(Shape(1, 1, 3, "decode"))
+        operators = sum(
+            count * sum(1 for op in block.operators if op.forward) for block, count in graph.all_blocks
+        )
+        return operators * float(self.cost.kernels.constants["training"]["eager_operator"])
 
     def account(self, vector: Floats) -> Account:
         """Read an account: seconds by operator class and by bottleneck."""
@@ -147,10 +245,11 @@ class StepPricer:
         }
         host = OPERATOR_CLASSES.index("host")
         kernels = np.delete(table, host, axis=0).sum(axis=0).tolist()
+        experts = float(vector[EXCHANGE])
         link: Bottleneck = "network" if len(self.span.tiers) > 1 else "tensor-parallel link"
         named: list[tuple[Bottleneck, float]] = [
-            ("compute", kernels[0]), ("memory", kernels[1]), (link, kernels[2]), ("latency", kernels[3]),
-            ("host", float(table[host].sum())),
+            ("compute", kernels[0]), ("memory", kernels[1]), (link, kernels[2] - experts), ("latency", kernels[3]),
+            ("host", float(table[host].sum())), ("expert-parallel link", experts), ("bubble", float(vector[BUBBLE])),
         ]  # fmt: skip
         return Account(
             by_class, {n: s for n, s in named if s > 0.0}, float(vector[FLOPS]), float(vector[TRAFFIC])
@@ -164,26 +263,39 @@ class StepPricer:
     def weight_bytes(self) -> float:
         """Weights of one rank [B]."""
         graph = self.graph()
-        if not self.wide_ends:
-            return float(graph.weight_bytes)
-        ends = sum(float(op.parameters) for block in (graph.embedding, graph.head) for op in block.operators)
-        narrowed = max(0.0, self.numerics.activation_bytes - self.numerics.weight_bytes)
-        return float(graph.weight_bytes) + ends * narrowed
+        ends = sum(float(block.parameters) for block in self._ends(graph))
+        layers = sum(
+            float(block.parameters) * count for block, count in zip(graph.blocks, graph.counts, strict=True)
+        )
+        if self.experts is not None:
+            cut_alike = sum(
+                float(block.expert_parameters) * count
+                for block, count in zip(graph.blocks, graph.counts, strict=True)
+            )
+            layers += self.experts.parameters - cut_alike
+        stored = self.numerics.weight_bytes
+        return layers * stored + ends * (max(stored, self.numerics.activation_bytes) if self.wide_ends else stored)
 
     def workspace_bytes(self, tokens: int, sequences: int) -> float:
         """Activations alive at once in the largest iteration: ``tokens`` in the layers, ``sequences`` at the head [B]."""
         layers = self._graph(Shape(1, tokens, 0, "prefill"))
         blocks = (layers.embedding, *layers.blocks)
+        largest = max(_alive(block) for block in blocks)
+        if not self._last:
+            return largest
         head = self._graph(Shape(sequences, 1, 0, "prefill")).head
         gathered = sequences * self.model.vocab_size * LOGIT_BYTES if self.partition.tensor != 1 else 0.0
-        return max(*(_alive(block) for block in blocks), _alive(head) + gathered)
+        return max(largest, _alive(head) + gathered)
 
     def _fixed(self, tokens: int, sampled: int, keys: int, decoding: int) -> Floats:
-        fixed = self._tokens[tokens] + self._heads[sampled]
+        run = self._padded(tokens)
+        fixed = self._tokens[run] + self._heads[sampled]
+        if self.experts is not None:
+            fixed = fixed + self._routed[run]
         if self._expands and keys:
             fixed = fixed + self._prefill_only[keys]
         if self._absorbs and decoding:
-            fixed = fixed + self._decode_only[decoding]
+            fixed = fixed + self._decode_only[self._padded(decoding) if decoding == tokens else decoding]
         fixed[HOST] += self.host
         return fixed
 
@@ -202,19 +314,52 @@ class StepPricer:
         return charges
 
     def _graph(self, shape: Shape) -> ModelGraph:
-        return build(self.model, shape, self.partition, self.numerics)
+        return cut(build(self.model, shape, self.partition, self.numerics), self.layers)
+
+    @property
+    def _last(self) -> bool:
+        """Whether these layers end with the head."""
+        return self.layers.stop == self.model.num_hidden_layers
+
+    def _ends(self, graph: ModelGraph) -> tuple[Block, ...]:
+        """Embedding and head, as far as they are here."""
+        return (graph.embedding,) * (not self.layers.start) + (graph.head,) * self._last
+
+    def _experts_of(self, tokens: Floats) -> Iterable[tuple[Work, int]]:
+        """Work of routed experts, and the sum of their outputs where all ranks have the same tokens."""
+        if self.experts is None:
+            return
+        graph = self.experts.graph(1.0)
+        yield from ((_narrowed(work), count) for work, count in self.experts.works(tokens))
+        if self.layout.data == 1:
+            size = tokens * self.model.hidden_size * self.numerics.activation_bytes
+            for block, count in zip(graph.blocks, graph.counts, strict=True):
+                if any(operator.name in ROUTED for operator in block.operators):
+                    yield Collective("all-reduce", "tensor", size), count
+
+    def _exchanged(self, tokens: Floats, *, low_latency: bool) -> Floats:
+        table = np.zeros((PAGE, _SIZE))
+        if self.experts is not None:
+            for cost, count in self.experts.exchanges(tokens, low_latency=low_latency):
+                # all of it is one bound, so that what stays exposed can be told apart
+                table[:, EXCHANGE] += np.asarray(cost.time) * count
+        return table
 
     def _layers(self, phase: Any, tokens: Floats, shared: bool) -> Iterable[tuple[Work, int]]:
         """Work of embedding and layers that depends on the count of tokens alone, of operators of both phases or one."""
         shape = Shape(1, tokens, 0, "prefill") if phase == "prefill" else Shape(tokens, 1, 0, "decode")
-        for block, count in self._graph(shape).all_blocks[:-1]:
+        for block, count in self._graph(shape).all_blocks[bool(self.layers.start) : -1]:
             for operator in block.operators:
+                if self.experts is not None and operator.name in ROUTED:
+                    continue
                 if (operator.name in self._shared) == shared:
                     works = (work for work in operator.forward if not isinstance(work, Attention))
                     yield from ((_narrowed(work), count) for work in works)
 
     def _head(self, sequences: Floats) -> Iterable[tuple[Work, int]]:
         """Norm and logits of the sequences that sample, the gather of the logits, and softmax with sampling."""
+        if not self._last:
+            return
         for operator in self._graph(Shape(sequences, 1, 0, "prefill")).head.operators:
             if operator.name != "loss":
                 yield from ((self._widened(work), 1) for work in operator.forward)
@@ -267,6 +412,13 @@ class _Table:
             self._pages[page] = table
         prices: Floats = self._pages[page][row]
         return prices
+
+
+def _half_of(new: Integers, cached: Integers) -> tuple[Integers, Integers]:
+    """Return the larger half of prompt pieces; a single piece is cut in the middle, and its later half sees the most."""
+    if len(new) != 1:
+        return new[::2], cached[::2]
+    return (new + 1) // 2, cached + new // 2
 
 
 def _names(graph: ModelGraph) -> set[str]:

@@ -13,7 +13,7 @@ from simulator.specs.network import PairRates, Part
 from simulator.specs.offload_scenario import OffloadScenario, OffloadStrategy, OffloadWorkload
 from simulator.specs.operations import Operations
 from simulator.specs.scenario import Scenario
-from simulator.specs.serving_scenario import ServingScenario, ServingStrategy, ServingWorkload
+from simulator.specs.serving_scenario import ServiceObjective, ServingScenario, ServingStrategy, ServingWorkload
 from simulator.specs.training_scenario import TrainingScenario, TrainingStrategy, TrainingWorkload
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "Processor",
     "Route",
     "Scenario",
+    "ServiceObjective",
     "ServingScenario",
     "ServingStrategy",
     "ServingWorkload",

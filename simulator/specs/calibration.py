@@ -260,6 +260,9 @@ class CollectiveConstants(Spec):
     """Further relative standard error of a collective that leaves the node: fabrics are tuned differently."""
     occupancy: Share | None = None
     """Share of the units that a collective's kernels take from a product that runs beside it."""
+    crowding: Share | None = None
+    """Share of the time of a collective of gradients or parameters by which it slows the passes it runs beside: products whose
+    blocks stay for the whole product wait where all of their units are not free."""
 
 
 class CustomCollectiveConstants(Spec):

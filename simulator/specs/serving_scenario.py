@@ -10,9 +10,13 @@ from pydantic_core import PydanticCustomError
 
 from simulator.specs.base import Bytes, Seconds, Spec
 from simulator.specs.hardware import NumberFormat
-from simulator.specs.model import Positive
+from simulator.specs.model import Natural, Positive
 from simulator.specs.scenario_base import Fraction, ScenarioBase, Share
 from simulator.specs.serving_workload import ServingWorkload
+
+
+CAPTURED = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
+"""Counts of tokens that vLLM captures by default (cudagraph_capture_sizes of its configuration)."""
 
 
 class PrefixCaching(Spec):
@@ -30,6 +34,34 @@ class ServingStrategy(Spec):
     batching: Literal["continuous", "static"] = "continuous"
     """continuous: requests come and go between iterations; static: a batch runs until its longest output is done."""
     tensor_parallel: Positive = 1
+    """GPUs that attention is cut over, and everything else where nothing below says otherwise."""
+    pipeline_parallel: Positive = 1
+    """Stages of a replica; as many micro-batches are in flight, of ``max_batched_tokens`` each."""
+    attention_data_parallel: Positive = 1
+    """Groups of ``tensor_parallel`` GPUs that attend to requests of their own while all of them share the experts; batch limits
+    are those of a group."""
+    expert_parallel: Positive = 1
+    """Places that the experts of a layer are dealt out to; each expert is cut over the GPUs of its place."""
+    expert_exchange: Literal["collective", "normal", "low-latency", "auto"] = "collective"
+    """How tokens of data-parallel attention get to experts and back: gathered and reduced by the communication library, or by
+    dispatch and combine kernels (DeepEP); auto: low-latency ones where nothing but decodes runs."""
+    expert_nodes: Positive | None = None
+    """Nodes that the experts of one token lie in at most (node-limited routing), for normal kernels across nodes."""
+    dual_batch_overlap: bool = False
+    """Two half batches: one computes while the other's tokens are exchanged."""
+    routing_skew: Annotated[float, Field(ge=0.0, le=4.0)] = 0.0
+    """Exponent of the power law of the experts' loads; 0: tokens go to experts uniformly."""
+    redundant_experts: Natural = 0
+    """Copies of the busiest experts of each layer, over all places."""
+    expert_placement: Literal["random", "balanced"] = "random"
+    """balanced: experts and their copies are placed by load (DeepSeek's load balancer)."""
+    expert_locality: Share | None = None
+    """Share of a token's experts that lie where the token is, after tokens and experts are grouped (Speculative MoE); by chance
+    one over ``expert_parallel``."""
+    cuda_graphs: tuple[Positive, ...] | None = None
+    """Counts of tokens that CUDA graphs are captured for: an iteration runs in the next larger one, and beyond the largest its
+    operators are issued one by one. ``true`` for vLLM's sizes up to 512, ``false`` for none; if absent, as if each count were
+    captured."""
     precision: Literal["fp32", "fp16", "bf16", "fp8", "fp4"] = "bf16"
     """Format of matrix products; activations between them are kept in 16 bit below fp32."""
     weight_precision: NumberFormat | None = None
@@ -46,10 +78,10 @@ class ServingStrategy(Spec):
     chunked_prefill: bool = True
     """Prompts are cut to fill the token budget; false: whole prompts."""
     iteration: Literal["mixed", "prefill-first", "decode-first"] | None = None
-    """mixed: prompts beside decodes (Orca; Sarathi with chunks); prefill-first: prompts alone, decodes wait; decode-first: prompts
-    wait until nothing decodes. If absent, mixed with chunks, else prefill-first."""
+    """mixed: prompts beside decodes (Orca; Sarathi with chunks); prefill-first: prompts alone, decodes wait; decode-first:
+    prompts wait until nothing decodes. If absent, mixed with chunks, else prefill-first."""
     order: Literal["fcfs", "priority", "shortest-prompt"] = "fcfs"
-    """Who is admitted next: the first that came, the lowest number of ``priority``, the fewest tokens to compute."""
+    """Who is admitted next: the first that came, the lowest number of ``priority``, the shortest prompt."""
     priority_preemption: bool = False
     """A waiting request that finds no room takes that of running ones with a higher number of ``priority``."""
     kv_layout: Literal["paged", "contiguous", "virtual"] = "paged"
@@ -87,6 +119,13 @@ class ServingStrategy(Spec):
     frontend_latency: Seconds | None = None
     """From a client to the scheduler and back (HTTP, tokenising, de-tokenising); none if absent."""
 
+    @field_validator("cuda_graphs", mode="before")
+    @classmethod
+    def _captured(cls, value: Any) -> Any:
+        if value in (False, "false"):
+            return ()
+        return CAPTURED if value in (True, "true") else value
+
     @field_validator("prefix_cache", mode="before")
     @classmethod
     def _switched(cls, value: Any) -> Any:
@@ -110,8 +149,22 @@ class ServingStrategy(Spec):
                     yield f"'{name}' has no meaning with batching 'static', whose batches reserve all they need"
             if swap:
                 yield "preemption 'swap' has no meaning with batching 'static', which never preempts"
+        if self.dual_batch_overlap and self.attention_data_parallel == 1:
+            yield "'dual_batch_overlap' hides an exchange: it needs 'attention_data_parallel' above 1"
+        if self.dual_batch_overlap and self.cuda_graphs is not None:
+            yield "'cuda_graphs' has no meaning with 'dual_batch_overlap', whose halves are captured as they are"
+        if self.expert_placement == "balanced" and not self.routing_skew:
+            yield "expert_placement 'balanced' has no meaning without 'routing_skew': all experts are equal"
+        if self.redundant_experts and self.expert_placement != "balanced":
+            yield "'redundant_experts' are placed by load: they need expert_placement 'balanced'"
+        if self.expert_locality is not None and self.expert_exchange == "collective":
+            yield "'expert_locality' needs an expert_exchange that sends tokens to their experts, not 'collective'"
+        if self.expert_nodes is not None and self.expert_exchange not in ("normal", "auto"):
+            yield "'expert_nodes' belongs to expert_exchange 'normal'"
         if self.priority_preemption and self.order != "priority":
             yield "'priority_preemption' needs order 'priority'"
+        if self.priority_preemption and self.iteration == "decode-first":
+            yield "'priority_preemption' has no meaning with iteration 'decode-first', which lets decodes end"
         if cache and self.kv_layout != "paged":
             yield f"'prefix_cache' shares blocks: it needs kv_layout 'paged', not '{self.kv_layout}'"
         if cache and cache.nvme and not cache.dram:
@@ -131,9 +184,39 @@ class ServingStrategy(Spec):
             yield "'overlap_transfers' needs transfers: preemption 'swap' or 'prefix_cache.dram'"
 
 
+class ServiceObjective(Spec):
+    """What a request must be given to count as served well, and the share of requests that must be."""
+
+    time_to_first_token: Seconds | None = None
+    time_per_output_token: Seconds | None = None
+    """Mean over the tokens after the first; an answer of one token has none and holds it."""
+    end_to_end: Seconds | None = None
+    share: Fraction = 0.9
+    """Share of the requests that must hold all bounds at once."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> ServiceObjective:
+        if not self.bounds:
+            raise PydanticCustomError("scenario", "needs one of {names}", {"names": ", ".join(_BOUNDS)})
+        if not all(self.bounds.values()):
+            raise PydanticCustomError("scenario", "a bound must be above 0")
+        return self
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bounds that are given, by latency [s]."""
+        found = {name: getattr(self, name) for name in _BOUNDS}
+        return {name: float(bound) for name, bound in found.items() if bound is not None}
+
+
+_BOUNDS = ("time_to_first_token", "time_per_output_token", "end_to_end")
+
+
 class ServingScenario(ScenarioBase):
     """Serve a model."""
 
     kind: Literal["serving"]
     workload: ServingWorkload
     strategy: ServingStrategy = ServingStrategy()
+    slo: ServiceObjective | None = None
+    """Service-level objective by request; ``limit`` bounds percentiles instead."""

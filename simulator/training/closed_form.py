@@ -18,7 +18,7 @@ from simulator.training.makespan import MessageSeconds, PassSeconds, makespan
 from simulator.training.numbers import ChunkNumbers, LayerNumbers, holdings, paired
 from simulator.training.plan import Plan
 from simulator.training.recurrence import PARTS
-from simulator.training.schedules import Part
+from simulator.training.schedules import Part, in_flight
 from simulator.training.work import LayerMessages, Message, StageWork
 
 GRADIENTS: tuple[Part, ...] = ("backward", "weight-gradient")
@@ -81,9 +81,10 @@ def answers(
         Whether passes that may run in pairs do so.
     """
     time, peak = np.empty(len(body)), np.empty(len(body))
+    alone = in_flight(plan.table.orders[0]) == 1
     groups: dict[_Mode, list[int]] = {}
     for index, stages in enumerate(tails):
-        groups.setdefault(_mode(stages), []).append(index)
+        groups.setdefault(_mode(stages, alone=alone), []).append(index)
     for mode, members in groups.items():
         where = np.flatnonzero(np.isin(tail, members))
         if not len(where):
@@ -112,22 +113,28 @@ class _Mode(NamedTuple):
     """Whether parameters are gathered again for the backward pass."""
     bounded: bool
     """Whether gradients have two buffers."""
+    alone: bool
+    """Whether one micro-batch is under way at a time."""
+
+    def keeps(self, layer: LayerMessages) -> bool:
+        """Whether gathered parameters of a layer stay until its backward pass."""
+        return (layer.stays and self.alone) or not self.reshard
 
 
-def _mode(stages: Sequence[StageWork]) -> _Mode:
+def _mode(stages: Sequence[StageWork], *, alone: bool) -> _Mode:
     communication = stages[0].communication
     layers = [layer for stage in stages for chunk in stage.messages for layer in chunk]
     bounded = any(layer.gradients for layer in layers)
     rows: set[Rows] = set()
     if communication.gather == "each" and any(layer.gather or layer.reduce for layer in layers):
-        return _Mode(frozenset({"all"}), communication.prefetch, communication.reshard, bounded)
+        return _Mode(frozenset({"all"}), communication.prefetch, communication.reshard, bounded, alone)
     if communication.gather == "next" and any(layer.gather for layer in layers):
         rows.add("first")
     if any(layer.optimizer for layer in layers):
         rows.add("gradients")
     elif any(layer.reduce for layer in layers):
         rows.add("gradients" if communication.reduce == "each" else "final")
-    return _Mode(frozenset(rows), 0, True, bounded)
+    return _Mode(frozenset(rows), 0, True, bounded, alone)
 
 
 def _alike(tails: Sequence[Sequence[StageWork]], members: Sequence[int], mode: _Mode) -> Integers:
@@ -208,17 +215,18 @@ def _layers(
                     tables[key] = _message_table(work)
                 order = slice(None) if part == "forward" else slice(None, None, -1)
                 columns = [table[order][:, tail] for table in tables[key]]
-                gathers = part == "forward" or (everywhere and mode.reshard and part != "weight-gradient")
+                gathers = part == "forward" or (everywhere and part != "weight-gradient")
+                again = np.array([part == "forward" or not mode.keeps(layer) for layer in work[0]])[order, None]
                 if gathers:
-                    gather[at] = columns[0]
+                    gather[at] = columns[0] * again
                 if part in GRADIENTS:
                     reduce[at], replicate[at], update[at] = columns[1:4]
-                there = (gathers, gathers, part in GRADIENTS, part in GRADIENTS)
+                there: tuple[Any, ...] = (gathers * again, gathers * again, part in GRADIENTS, part in GRADIENTS)
                 for flow, column, some in zip(flows, columns[4:], there, strict=False):
                     flow[at] = column * some
                 seconds = chunk.layers[part][:, body]
-                occupancy = tails[0][stage].communication.occupancy
-                compute[at] = seconds + occupancy * np.minimum(seconds, gather[at] + reduce[at])
+                crowding = tails[0][stage].communication.crowding
+                compute[at] = seconds + crowding * np.minimum(seconds, gather[at] + reduce[at])
     return LayerSeconds(
         mode.rows,
         compute,
@@ -280,7 +288,7 @@ def _peak(
     held = holdings(plan.table.name, plan.pipeline, plan.micro_batches, plan.table.chunks, pair=pair)
     resident = np.array([[sum(stage.resident.values()) for stage in stages] for stages in tails]).T
     buffers = mode.bounded or "all" in mode.rows
-    keeps = "all" in mode.rows and not mode.reshard
+    keeps = "all" in mode.rows
     peak = np.zeros(len(body))
     known: dict[tuple[int, ...], Floats] = {}
     for index, chunks in enumerate(bodies.chunks):
@@ -292,7 +300,7 @@ def _peak(
             known[key] = held[index].peak([chunk.memory for chunk in chunks])[body]
         elif key not in known:
             gathered = np.array(
-                [[sum(layer.gathered for layer in layers) for layers in messages] for messages in work]
+                [[sum(layer.gathered for layer in layers if mode.keeps(layer)) for layers in messages] for messages in work]
             )
             memory = [
                 _buffered(chunk, [messages[at] for messages in work], body, tail, mode)
@@ -311,16 +319,15 @@ def _buffered(
     mode: _Mode,
 ) -> Liveness:
     """Return what a chunk holds with parameters gathered ahead and gradients on their way, layer by layer."""
-    gathered = np.array([[layer.gathered for layer in layers] for layers in messages]).T
+    gathered = np.array([[0.0 if mode.keeps(layer) else layer.gathered for layer in layers] for layers in messages]).T
     gradients = np.array([[layer.gradients for layer in layers] for layers in messages]).T
     ahead = gathered * ("all" in mode.rows)
-    again = ahead * mode.reshard
     parts: list[Liveness] = []
     for at, layer in enumerate(chunk.by_layer):
         own, back = slice(at, at + mode.prefetch + 1), slice(max(0, at - mode.prefetch), at + 1)
         sent = gradients[at : at + 2].sum(axis=0)[tail]
-        forward = np.asarray(layer.forward_peak)[body] + ahead[own].sum(axis=0)[tail] * mode.reshard
-        backward = np.asarray(layer.backward_peak)[body] + again[back].sum(axis=0)[tail]
+        forward = np.asarray(layer.forward_peak)[body] + ahead[own].sum(axis=0)[tail]
+        backward = np.asarray(layer.backward_peak)[body] + ahead[back].sum(axis=0)[tail]
         parts.append(
             Liveness(np.asarray(layer.saved)[body], forward, backward + sent, np.asarray(layer.between)[body])
         )

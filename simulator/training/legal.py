@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from simulator.specs import Hardware, Model, TrainingScenario
 from simulator.training.groups import Groups
 from simulator.training.optimizers import optimizer_faults
-from simulator.training.schedules import SCHEDULES
+from simulator.training.schedules import SCHEDULES, in_flight, pipeline
 from simulator.training.schedules import faults as schedule_faults
 
 
@@ -150,6 +150,10 @@ def _overlaps(scenario: TrainingScenario, model: Model, groups: Groups) -> Itera
         yield "strategy.compression.boundaries: needs pipeline_parallel of 2 or more"
     if strategy.overlap_shared_experts and (model.moe is None or not model.moe.num_shared_experts or groups.expert == 1):
         yield "strategy.overlap_shared_experts: needs a model with shared experts and expert_parallel of 2 or more"
+    if strategy.overlap_expert_parallel and strategy.zero_stage >= 2:
+        yield (
+            f"strategy.overlap_expert_parallel: passes in pairs need whole gradients, which zero_stage {strategy.zero_stage} cuts"
+        )
     if strategy.overlap_expert_parallel and (model.moe is None or groups.expert == 1):
         yield "strategy.overlap_expert_parallel: needs a model with experts and expert_parallel of 2 or more"
 
@@ -197,6 +201,12 @@ def _schedule(scenario: TrainingScenario, model: Model, groups: Groups, micro_ba
     if broken:
         return
     kind = SCHEDULES[strategy.schedule]
+    table = pipeline(strategy.schedule, stages, micro_batches, chunks, pair=strategy.overlap_expert_parallel)
+    if not strategy.reshard_after_forward and in_flight(table.orders[0]) > 1:
+        yield (
+            "strategy.reshard_after_forward: false keeps parameters of one micro-batch at a time; where several are under way use "
+            "zero_stage 2, which keeps them through the step"
+        )
     places = kind.places(stages, chunks)
     layers = model.num_hidden_layers + model.num_encoder_layers
     split = strategy.layer_split

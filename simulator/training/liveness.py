@@ -336,7 +336,9 @@ def _between(block: Block) -> Numeric:
     for op in block.operators:
         if op.weight_gradient:
             kept.update({name: block.tensors[name].size for name in op.saves})
-            kept.update({f"gradient of {name}": block.tensors[name].size for name in op.outputs})
+            kept.update(
+                {f"gradient of {name}": block.tensors[name].size for name in op.outputs if name != op.cast_copy}
+            )
     return _total(kept.values())
 
 

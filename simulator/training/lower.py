@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from simulator.engine import Program
 from simulator.graph import Numeric
 from simulator.training.passes import ChunkPass, OperatorPass, paired_seconds
-from simulator.training.schedules import Order, Part, Pipeline
+from simulator.training.schedules import Order, Part, Pipeline, in_flight
 from simulator.training.work import LayerMessages, Message, StageWork
 
 BOUNDARY, GATHER, REDUCTION = "stage boundary", "parameter gather", "gradient reduction"
@@ -100,8 +100,10 @@ class _Lowering:
             (sender, receiver): program.link(f"{label}stage {sender} to {receiver}", message.bandwidth)
             for (sender, receiver), message in self.boundaries.items()
         }
+        self.sending = {pair: program.stream(f"{label}stage {pair[0]} sends to {pair[1]}") for pair in self.boundaries}
         self.replicas = [_Replicas(program, f"{label}stage {index}", stage) for index, stage in enumerate(self.stages)]
         self.finals = [_finals(stage) for stage in self.stages]
+        self.alone = in_flight(self.table.orders[0]) == 1
         self.position = [0] * len(self.stages)
         self.arrived: dict[tuple[bool, int, int, int], int] = {}
         self.forward_ran: dict[tuple[int, int, int], list[Ran]] = {}
@@ -248,7 +250,7 @@ class _Lowering:
             waits = [*after, *gathers, *(self._room(stage) if sends and own.gradients else ())]
             seconds = sum(operator.time for operator in operators)
             beside = sum(m.time for m in own.gather) * bool(gathers) + sum(m.time for m in own.reduce) * sends
-            slowed = communication.occupancy * min(seconds, beside)
+            slowed = communication.crowding * min(seconds, beside)
             if self.detail:
                 scale = 1.0 + (slowed / seconds if seconds else 0.0)
                 ran = self._operators(stage, label, operators, part, waits, scale)
@@ -278,12 +280,16 @@ class _Lowering:
             return [replicas.gather(message, []) for message in own.gather], None
         if communication.gather != "each" or row.part == "weight-gradient" or not own.gather:
             return [], None
-        if row.part != "forward" and not communication.reshard:
+        if row.part != "forward" and self._keeps(stage, own):
             return [], self.held.pop((stage, row.chunk, row.micro_batch, layer))
         done = self.computed[stage]
         ahead = len(done) - 1 - communication.prefetch
         tasks = [replicas.gather(message, done[ahead : ahead + 1] if ahead >= 0 else []) for message in own.gather]
         return tasks, tasks[0]
+
+    def _keeps(self, stage: int, own: LayerMessages) -> bool:
+        """Whether gathered parameters stay until the backward pass."""
+        return (own.stays and self.alone) or not self.stages[stage].communication.reshard
 
     def _room(self, stage: int) -> list[int]:
         """Return the reductions that must be over before another layer's gradients may be made: of the layer before the last."""
@@ -296,7 +302,7 @@ class _Lowering:
         """Hold gathered parameters until the layer, or its backward pass, is done."""
         if gathered is None:
             return
-        if row.part == "forward" and not self.stages[stage].communication.reshard:
+        if row.part == "forward" and self._keeps(stage, own):
             self.held[(stage, row.chunk, row.micro_batch, layer)] = gathered
             return
         self.program.allocate(
@@ -381,7 +387,8 @@ class _Lowering:
         if message is not None:
             task = self.program.transfer(
                 [self.links[stage, neighbour]], message.size, after=[task], latency=message.latency,
-                max_rate=message.rate, tag=BOUNDARY, name=f"{row.part} {row.micro_batch}",
+                max_rate=message.rate, stream=self.sending[stage, neighbour], tag=BOUNDARY,
+                name=f"{row.part} {row.micro_batch}",
             )  # fmt: skip
         self.arrived[(forward, route, place, row.micro_batch)] = task
         return [neighbour]

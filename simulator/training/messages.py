@@ -40,11 +40,12 @@ class Messenger:
         strategy = self.strategy
         stage = strategy.zero_stage
         overlapped = strategy.overlap_gradient_reduction or strategy.optimizer_update == "layer"
-        occupancy = float(self.cost.calibration.collective.occupancy or 0.0)
+        constants = self.cost.calibration.collective
         return Communication(
             "each" if stage >= 2 else "last" if overlapped else "end",
             "none" if stage == 0 else "each" if stage == 3 else "next" if strategy.overlap_parameter_gather else "end",
-            strategy.reshard_after_forward, strategy.prefetch, occupancy,
+            strategy.reshard_after_forward, strategy.prefetch,
+            float(constants.occupancy or 0.0), float(constants.crowding or 0.0),
         )  # fmt: skip
 
     def message(self, kind: CollectiveKind, size: float, span: Span) -> Message:

@@ -27,6 +27,8 @@ class LayerNumbers:
     """Seconds of its kernels."""
     end: Mapping[Part, Floats]
     """Seconds of both, overlapped."""
+    read: Mapping[Part, Floats]
+    """Seconds from the kernels before to when the CPU goes on behind what it waits for (:class:`.passes.Issued`)."""
     exchange: Mapping[Part, Floats]
     """Seconds of exchanges with experts among those of the kernels."""
     memory: Liveness
@@ -50,7 +52,7 @@ class LayerNumbers:
             return np.array([float(getattr(one.memory, attribute)) for one in layers])
 
         memory = Liveness(size("saved"), size("forward_peak"), size("backward_peak"), size("between"))
-        return cls(some("host"), some("device"), some("end"), exchange, memory)
+        return cls(some("host"), some("device"), some("end"), some("read"), exchange, memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,10 @@ class ChunkNumbers:
             end: Numeric = 0.0
             ends = []
             for layer in layers if part == "forward" else reversed(layers):
-                end = larger(end + layer.device[part], host + layer.end[part])
-                host = host + layer.host[part]
+                host, end = (
+                    larger(host + layer.host[part], end + layer.read[part]),
+                    larger(end + layer.device[part], host + layer.end[part]),
+                )
                 ends.append(end)
             seconds[part] = np.diff(np.stack(ends), axis=0, prepend=0.0)
             exchange[part] = sum((layer.exchange[part] for layer in layers), start=np.zeros(()))

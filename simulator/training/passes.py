@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Literal
 
 from simulator.cost import Breakdown, CostModel, Overlap
 from simulator.cost.codec import codec_times
-from simulator.graph import Axis, Block, Collective, Elementwise, ModelGraph, Operator, Work
+from simulator.graph import Axis, Block, Collective, Elementwise, ModelGraph, Operator, Route, Work
 from simulator.specs import Span, TrainingStrategy
 from simulator.specs.trainable_spec import Codec
 from simulator.training.liveness import Liveness, chain, liveness
@@ -35,6 +36,8 @@ class OperatorPass:
     """Seconds in which the CPU issues them."""
     waiting: float = 0.0
     """Seconds in which the device has nothing to do before its kernels are issued."""
+    reads: bool = False
+    """Whether the CPU waits for all before, to read how many tokens go where, before it issues this one."""
 
     @property
     def time(self) -> float:
@@ -46,36 +49,52 @@ class OperatorPass:
 class Issued:
     """Operators that a CPU issues one after the other to a stream that runs them in order.
 
-    An operator starts when it is issued and the one before has ended. Over a sequence the end is the largest, over the
-    operators, of the host's seconds up to one and the device's from it on: composing two sequences needs these three sums.
+    An operator starts when it is issued and the one before has ended. Where the CPU reads what the device has counted (tokens of
+    each expert), it goes on when all before has ended. From when the CPU is free and when the device is to when they are again,
+    the largest sum over any way counts (a max-plus matrix of two by two), so that sequences compose.
     """
 
     host: float = 0.0
+    """From CPU to CPU: seconds of issuing, and of waiting for what was issued."""
     device: float = 0.0
+    """From device to device: seconds of kernels, and of issuing what the CPU waits to issue."""
     end: float = 0.0
+    """From CPU to device: seconds of the whole sequence when both begin together."""
+    read: float = -math.inf
+    """From device to CPU: seconds until it goes on behind what it waits for; none where it waits for nothing."""
+    busy: float = 0.0
+    """Seconds of kernels."""
 
     def then(self, other: Issued) -> Issued:
         """Return this sequence and another one behind it."""
         return Issued(
-            self.host + other.host,
-            self.device + other.device,
+            max(self.host + other.host, self.end + other.read),
+            max(self.device + other.device, self.read + other.end),
             max(self.end + other.device, self.host + other.end),
+            max(self.read + other.host, self.device + other.read),
+            self.busy + other.busy,
         )
 
     def times(self, count: int) -> Issued:
-        """Return the sequence ``count`` times: all but one at the pace of the slower side."""
-        if count < 1:
-            return Issued()
-        return Issued(
-            count * self.host, count * self.device, self.end + (count - 1) * max(self.host, self.device)
-        )
+        """Return the sequence ``count`` times."""
+        total, power = Issued(), self
+        while count > 0:
+            total = total.then(power) if count % 2 else total
+            power, count = power.then(power), count // 2
+        return total
 
 
 def issued(operators: Iterable[OperatorPass]) -> Issued:
     """Return the sums of a sequence of operators."""
     total = Issued()
     for op in operators:
-        total = total.then(Issued(op.host, op.device, op.host + op.device))
+        both = op.host + op.device
+        read = (
+            Issued(op.host, both, both, op.host, op.device)
+            if op.reads
+            else Issued(op.host, op.device, both, busy=op.device)
+        )
+        total = total.then(read)
     return total
 
 
@@ -146,6 +165,8 @@ class PassPricer:
     issue : str
         What issues operators: the CPU one by one (``eager``), the same with Transformer Engine's modules (``engine``), or nothing
         in a ``captured`` graph.
+    dropless : bool
+        Whether shapes depend on how many tokens go to an expert, so that the CPU waits for the counts.
     overlap : str
         What tensor-parallel collectives run beside: ``none``, ``backward`` products, or ``chunked`` beside their own.
     shared_experts : bool
@@ -156,7 +177,7 @@ class PassPricer:
 
     def __init__(
         self, graph: ModelGraph, cost: CostModel, spans: Mapping[Axis, Span], *,
-        parts: tuple[Part, ...] = PARTS[:2], issue: Issue = "eager", overlap: Overlap = "backward",
+        parts: tuple[Part, ...] = PARTS[:2], issue: Issue = "eager", dropless: bool = True, overlap: Overlap = "backward",
         shared_experts: bool = False, codec: Codec | None = None,
     ) -> None:  # fmt: skip
         self._graph, self._cost, self._spans, self.parts = graph, cost, spans, parts
@@ -165,6 +186,7 @@ class PassPricer:
         training = cost.calibration.training
         seconds = {"eager": training.eager_operator, "engine": training.engine_operator, "captured": 0.0}
         self._operator = float(seconds[issue] or 0.0)
+        self._dropless = dropless and issue != "captured"
         self._layers: dict[tuple[int, frozenset[str]], LayerPass] = {}
 
     def chunk(self, layers: Sequence[tuple[Block, frozenset[str]]]) -> ChunkPass:
@@ -236,7 +258,8 @@ class PassPricer:
             for work in works
             if not (isinstance(work, Collective) and self._spans[work.axis].size == 1)
         )
-        return OperatorPass(name, breakdown, float(breakdown.time), kernels * self._operator)
+        reads = self._dropless and any(isinstance(work, Route) for work in works)
+        return OperatorPass(name, breakdown, float(breakdown.time), kernels * self._operator, reads=reads)
 
 
 def _coded(
@@ -276,7 +299,7 @@ def _works(operator: Operator, part: Part) -> tuple[Work, ...]:
 
 def _waiting(sums: Issued) -> float:
     """Seconds in which the device waits for the CPU; the noise of the sums is none."""
-    waiting = sums.end - sums.device
+    waiting = sums.end - sums.busy
     return waiting if waiting > 1e-12 * sums.end else 0.0
 
 
@@ -300,7 +323,7 @@ def _paced(parts: Sequence[tuple[OperatorPass, ...]]) -> list[tuple[OperatorPass
     for part in parts:
         found: list[OperatorPass] = []
         for op in part:
-            issue += op.host
+            issue = max(issue, end if op.reads else 0.0) + op.host
             waiting = max(0.0, issue - end)
             end += waiting + op.device
             found.append(replace(op, waiting=waiting) if waiting else op)

@@ -29,6 +29,8 @@ class Shards:
     """The same in the format in which they are reduced."""
     kept: tuple[float, ...]
     """What stays of them on this rank until the optimizer step, by weight."""
+    stays: bool = False
+    """Whether parameters are kept from the forward pass to the backward pass."""
 
 
 def replay(
@@ -73,11 +75,14 @@ def stage_allocation(stage: StageWork) -> Allocation:
     states = resident.pop("optimizer states", 0.0)
     shards: list[list[Shards]] = []
     if stage.communication.gather == "each":
-        gradients = resident.pop("gradients", 0.0)
+        gradients, alone = resident.pop("gradients", 0.0), in_flight(stage.schedule) == 1
         every = sum(message.gradients for held in stage.messages for message in held) or 1.0
         shards = [
             [
-                Shards(one.gathered, one.gathered, one.gradients, (gradients * one.gradients / every,))
+                Shards(
+                    one.gathered, one.gathered, one.gradients, (gradients * one.gradients / every,),
+                    (one.stays and alone) or not stage.communication.reshard,
+                )
                 for one in held
             ]
             for held in stage.messages
@@ -129,6 +134,7 @@ class _Stage:
         self.parts, self.shards = parts, shards
         self.gradients: dict[tuple[int, int], list[int]] = {}
         self.gathered: list[int] = []
+        self.kept: dict[tuple[int, int, int], int] = {}
         self.allocator = CachingAllocator()
         self.live: dict[tuple[int, int, int], dict[str, tuple[int, float]]] = {}
 
@@ -146,7 +152,7 @@ class _Stage:
         entering: tuple[int, float] | None = None
         parts = self.parts(chunk, micro_batch)
         for layer, part in enumerate(parts):
-            self._gather(chunk, layer, layer + 1)
+            self._gather(micro_batch, chunk, layer, layer + 1)
             own: dict[str, tuple[int, float]] = {}
             if entering is not None:
                 own["input"] = entering
@@ -166,7 +172,7 @@ class _Stage:
         parts = self.parts(chunk, micro_batch)
         for layer in range(len(parts) - 1, -1, -1):
             part = parts[layer]
-            self._gather(chunk, layer, layer - 1)
+            self._gather(micro_batch, chunk, layer, layer - 1)
             own = self.live.pop((micro_batch, chunk, layer))
             if gradient is not None:
                 own[f"{GRADIENT}{part.output}"] = gradient
@@ -177,6 +183,8 @@ class _Stage:
             if apart:
                 self.live[(micro_batch, chunk, layer)] = own
             self._reduce(chunk, layer)
+            if (micro_batch, chunk, layer) in self.kept:
+                self.allocator.release(self.kept.pop((micro_batch, chunk, layer)))
         self._let_go(0)
         if gradient is not None:
             self.allocator.release(gradient[0])
@@ -188,16 +196,22 @@ class _Stage:
                 self.allocator.release(block)
         self.gradients.clear()
 
-    def _gather(self, chunk: int, layer: int, ahead: int) -> None:
+    def _gather(self, micro_batch: int, chunk: int, layer: int, ahead: int) -> None:
         """Gather a block's parameters (the first one's) and, one ahead, the next one's; let go of those before."""
         if not self.shards:
             return
-        own = self.shards[chunk]
         if not self.gathered:
-            self.gathered.append(self.allocator.allocate(own[layer].gathered))
-        if 0 <= ahead < len(own):
-            self.gathered.append(self.allocator.allocate(own[ahead].gathered))
+            self._fetch(micro_batch, chunk, layer)
+        if 0 <= ahead < len(self.shards[chunk]):
+            self._fetch(micro_batch, chunk, ahead)
         self._let_go(2)
+
+    def _fetch(self, micro_batch: int, chunk: int, layer: int) -> None:
+        own, key = self.shards[chunk][layer], (micro_batch, chunk, layer)
+        if not own.stays:
+            self.gathered.append(self.allocator.allocate(own.gathered))
+        elif key not in self.kept:
+            self.kept[key] = self.allocator.allocate(own.gathered)
 
     def _let_go(self, count: int) -> None:
         while len(self.gathered) > count:

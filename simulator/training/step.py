@@ -84,7 +84,8 @@ class Step:
         present = {row.part for orders in (plan.table.orders[0], plan.table.orders[-1]) for row in orders}
         self.pricer = PassPricer(
             self.graph, self.cost, self.spans, parts=tuple(part for part in PARTS if part in present),
-            issue=issue(self.strategy), overlap=self.strategy.overlap_tensor_parallel,
+            issue=issue(self.strategy), dropless=self.strategy.expert_capacity is None,
+            overlap=self.strategy.overlap_tensor_parallel,
             shared_experts=self.strategy.overlap_shared_experts, codec=self.strategy.compression.activations,
         )  # fmt: skip
         self._chunks: dict[tuple[tuple[int, frozenset[str]], ...], ChunkPass] = {}
@@ -281,6 +282,8 @@ class Step:
 
     def _layer(self, block: Block, *, by_layer: bool) -> LayerMessages:
         messages = self.messenger.layer(block)
+        if messages.gathered and not self._is_layer(block):
+            messages = replace(messages, stays=True)
         if not by_layer:
             return messages
         works = update_works(self.strategy, block_weights(block, self.setup.model), self._shards)

@@ -48,6 +48,10 @@ class LayerMessages:
     """Bytes of gradients that wait to be reduced."""
     optimizer: float = 0.0
     """Seconds of the update of this layer alone, where layers are updated inside the backward pass."""
+    stays: bool = False
+    """Whether gathered parameters are kept from the forward pass to the backward pass, whatever other layers do, where one
+    micro-batch is under way at a time: PyTorch does not cut its root unit, embedding and head, in between."""
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,9 @@ class Communication:
     reshard: bool = True
     prefetch: int = 1
     occupancy: float = 0.0
-    """Share of a GPU's units that a collective takes from the products it runs beside."""
+    """Share of a GPU's units that exchanges of a paired pass take from the other's products."""
+    crowding: float = 0.0
+    """Share of the time of collectives by which they slow the passes they run beside."""
 
 
 @dataclass(frozen=True, slots=True)

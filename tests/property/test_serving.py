@@ -1,6 +1,6 @@
 """Laws of the serving scheduler, on random workloads with a small cache and small budgets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.serving import LayerGroup, PagedCache, Policy, Requests, Steps, serve
+from simulator.serving import LayerGroup, PagedCache, Policy, Requests, Steps, closed_loop, serve
+from simulator.serving.kv_cache import ContiguousCache, VirtualCache
+from simulator.serving.prefix_cache import PrefixCache
+from simulator.serving.prefixes import Prefixes, grouped_texts, own_texts
 from simulator.serving.scheduler import _Replica
-from simulator.serving.workload import closed_loop
+from simulator.serving.tiers import Channel, Tier
 
 laws = settings(derandomize=True, max_examples=80, deadline=None, database=None)
 
@@ -33,23 +36,70 @@ class CurvedPricer:
 class Case:
     requests: Requests
     policy: Policy
-    cache: PagedCache
+    cache: Any
+    caching: bool = False
+    lower: tuple[Tier, ...] = ()
+    swap: Tier | None = None
 
     def serve(self, **options):
-        return serve(self.requests, self.policy, self.cache, CurvedPricer(), **options)
+        return serve(self.requests, self.policy, self.cache, CurvedPricer(), **self.parts(), **options)
+
+    def parts(self):
+        prefixes = None
+        if self.caching:
+            texts = self.requests.texts or own_texts(self.requests.prompt, self.requests.output)
+            block = float(self.cache.size(self.cache.block_size))
+            prefixes = PrefixCache(
+                texts, self.cache.block_size, [int(t.capacity // block) for t in self.lower]
+            )
+        return {"prefixes": prefixes, "lower": self.lower, "swap": self.swap}
 
 
 EITHER = st.booleans()
+LINK = st.builds(Channel, st.sampled_from([5.0, 300.0]), st.sampled_from([0.0, 0.2]))
+
+
+def tier(name, sizes):
+    return st.builds(Tier, st.just(name), sizes, LINK, LINK)
 
 
 @st.composite
-def cases(draw, static=EITHER, roomy=EITHER):
+def workloads(draw, session=EITHER):
+    """Few requests with what they may have: priorities, shared beginnings, turns, a closed loop."""
     count = draw(st.integers(1, 14))
     gaps = draw(st.lists(st.floats(0.0, 4.0), min_size=count, max_size=count))
     lengths = st.lists(st.integers(1, 30), min_size=count, max_size=count)
-    requests = Requests(np.cumsum(gaps), np.array(draw(lengths)), np.array(draw(lengths)))
+    prompt, output = np.array(draw(lengths)), np.array(draw(lengths))
+    priority = np.array(draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)))
+    arrival = np.cumsum(gaps)
+    group = np.array(draw(st.lists(st.integers(-1, 1), min_size=count, max_size=count)))
+    texts = np.array(draw(st.lists(st.integers(1, 20), min_size=2, max_size=2)))
+    whole = prompt + np.where(group >= 0, texts[group], 0)
+    requests = Requests(
+        arrival, whole, output, priority=priority, texts=grouped_texts(group, texts, whole, output)
+    )
+    if draw(session):
+        turn = np.array([index % 3 for index in range(count)])
+        prompts, ends = prompt.copy(), prompt + output
+        for index in np.flatnonzero(turn):
+            prompts[index] = ends[index - 1] + prompt[index]
+            ends[index] = prompts[index] + output[index]
+        following = np.where(np.roll(turn, -1) > 0, np.arange(count) + 1, -1)
+        following[-1] = -1
+        parent = np.where(turn > 0, np.arange(count) - 1, -1)
+        requests = Requests(
+            np.where(turn > 0, np.inf, arrival), prompts, output, priority=priority, following=following,
+            pause=np.array(gaps), texts=Prefixes(parent, ends, np.arange(count)),
+        )  # fmt: skip
     if draw(st.booleans()):
-        requests = closed_loop(requests.prompt, requests.output, draw(st.integers(1, count)))
+        requests = closed_loop(requests, draw(st.integers(1, count)))
+    return requests
+
+
+@st.composite
+def cases(draw, static=EITHER, roomy=EITHER, plain=EITHER):
+    """A replica of any policy; a plain one serves first come, first served, without anything shared or swapped."""
+    requests = draw(workloads())
     max_batch = draw(st.integers(1, 6))
     chunked = draw(st.booleans())
     budget = draw(st.integers(max_batch, 40)) if chunked else max(max_batch, requests.longest + 1)
@@ -58,9 +108,40 @@ def cases(draw, static=EITHER, roomy=EITHER):
         ahead=draw(st.booleans()), turnaround=draw(st.sampled_from([0.0, 0.7])),
     )  # fmt: skip
     groups = draw(st.sampled_from([(LayerGroup(2.0),), (LayerGroup(2.0), LayerGroup(6.0, 8.0))]))
-    cache = PagedCache(groups, draw(st.sampled_from([1, 4])), 0.0)
-    room = 1e9 if draw(roomy) else float(cache.size(requests.longest)) * draw(st.floats(1.0, 2.5))
-    return Case(requests, policy, PagedCache(groups, cache.block_size, room))
+    case = Case(requests, policy, PagedCache(groups, draw(st.sampled_from([1, 4])), 0.0))
+    if not policy.static and not draw(plain):
+        case = draw(rich(case))
+    cache, room = case.cache, 1e9
+    if not draw(roomy):
+        room = float(cache.size(requests.longest)) * draw(st.floats(1.0, 2.5))
+    return replace(case, cache=replace(cache, **{"capacity" if hasattr(cache, "block_size") else "room": room}))
+
+
+@st.composite
+def rich(draw, case):
+    """The same replica with an order, a way to preempt, and a layout or a prefix cache."""
+    order = draw(st.sampled_from(["fcfs", "priority", "shortest-prompt"]))
+    iteration = draw(st.sampled_from([None, "mixed", "prefill-first", "decode-first"]))
+    policy = replace(
+        case.policy, order=order, iteration=iteration, swap=draw(EITHER), overlap=draw(EITHER), round_trip=0.1,
+        priority_preemption=order == "priority" and iteration != "decode-first" and draw(EITHER),
+    )  # fmt: skip
+    swap = draw(tier("dram", st.sampled_from([40.0, 1e9]))) if policy.swap else None
+    layout = draw(st.sampled_from(["paged", "prefixes", "contiguous", "virtual"]))
+    groups = case.cache.groups
+    if layout == "prefixes":
+        cache = PagedCache(groups[:1], case.cache.block_size, 0.0)
+        sizes = st.sampled_from([10.0, 60.0, 1e9])
+        lower = draw(st.sampled_from([(), ("dram",), ("dram", "nvme")]))
+        tiers = tuple(draw(tier(name, sizes)) for name in lower)
+        return replace(case, policy=policy, cache=cache, caching=True, lower=tiers, swap=swap)
+    if layout == "contiguous":
+        cache = ContiguousCache(groups, case.requests.longest + draw(st.integers(0, 9)), 0.0)
+        return replace(case, policy=replace(policy, watermark=0.0), cache=cache, swap=swap)
+    if layout == "virtual":
+        cache = VirtualCache(groups, draw(st.sampled_from([4.0, 16.0])), 0.0, draw(st.sampled_from([0.0, 0.03])))
+        return replace(case, policy=policy, cache=cache, swap=swap)
+    return replace(case, policy=policy, swap=swap)
 
 
 @laws
@@ -72,6 +153,9 @@ def test_runs_of_steps_equal_steps_one_by_one(case):
     assert runs.admitted == pytest.approx(steps.admitted, rel=1e-9)
     assert runs.account == pytest.approx(steps.account, rel=1e-9)
     assert runs.preemptions == steps.preemptions
+    assert runs.found.tolist() == steps.found.tolist()
+    assert runs.moved == pytest.approx(steps.moved, rel=1e-9)
+    assert (runs.stall, runs.mapping) == pytest.approx((steps.stall, steps.mapping), rel=1e-9, abs=1e-9)
     assert sum(runs.log.steps) == len(steps.log.steps)
 
 

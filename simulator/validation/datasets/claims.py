@@ -13,7 +13,7 @@ from simulator.specs import Catalog, MemroofError, TrainingStrategy
 from simulator.strategy import Outcome
 from simulator.validation.dataset import Part, TableDataSet, keep
 from simulator.validation.datasets.published import EARLIER, interleaving, sc21_flop
-from simulator.validation.datasets.steps import FSDP, Case, Quantity, eight_to_a_node, gpt, step_parts
+from simulator.validation.datasets.steps import ZERO_3, Case, Quantity, eight_to_a_node, gpt, step_parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ def _split(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequ
         "no figure of a training step's speed",
         skipped,
     )
-    frame = keep(frame, frame["strategy"] != "ZeRO-3", FSDP, skipped)
+    frame = keep(frame, frame["strategy"] != "ZeRO-3", ZERO_3, skipped)
     return step_parts(
         frame, catalog, skipped, case=_case, measured=lambda rows: rows["value"].to_numpy(float), quantity=_quantity,
         groups=("model",),

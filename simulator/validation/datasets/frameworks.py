@@ -400,9 +400,11 @@ FITS = (
     Fit(
         "step",
         (
-            Constant("training", "sustained_clock", 0.4, 1.0),
+            Constant("training", "flop_energy", 2e-13, 4e-12),
+            Constant("training", "energy_exponent", 1.0, 2.0),
             Constant("training", "engine_operator", 3e-5, 5e-4),
             Constant("attention", "flash_1", 0.15, 1.0),
+            Constant("collective", "crowding", 0.05, 0.95),
         ),
         (
             "training_published/megatron_sc21_table1.csv",
@@ -419,9 +421,10 @@ FITS = (
         unseen=("vtrain/multi_node_iteration_ms.csv", "training_published/bloom_176b_tuning_a100.csv"),
     ),
 )
-"""The clock that matrix units hold through hours of training, what Transformer Engine's modules cost the CPU and how fast the
-first FlashAttention is, from published steps, and what steps of other layouts, clusters and software are off by. Table 5 of
-Korthikanti et al. and vTrain's single nodes are neither fitted on nor judge."""
+"""The energy of a FLOP, which sets the clock of matrix units through hours of training, what Transformer Engine's modules cost
+the CPU, how fast the first FlashAttention is and what collectives cost the products beside them, from published steps, and what
+steps of other layouts, clusters and software are off by. Table 5 of Korthikanti et al. and vTrain's single nodes are neither
+fitted on nor judge."""
 
 DATASETS = (
     TableDataSet("simumax/b200_step_time_memory.csv#time", partial(_simumax, memory=False)),

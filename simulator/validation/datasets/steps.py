@@ -21,10 +21,7 @@ from simulator.validation.dataset import FloatArray, Part, labels
 if TYPE_CHECKING:
     import pandas as pd
 
-FSDP = "parameters sharded over replicas (FSDP, ZeRO-3): no strategy yet"
-CONTEXT = "context parallelism: no strategy yet"
-NARROW = "training below 16 bits (quantised operands and their scales): no strategy yet"
-SUBSETS = "trainable subsets (LoRA): no strategy yet"
+ZERO_3 = "ZeRO-3: the run of table 2 of Narayanan et al. 2021, a data set of its own"
 LAYOUT = "parallel layout is not in the table"
 UNCHECKED = "not verified by the source"
 

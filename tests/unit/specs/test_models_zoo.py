@@ -22,6 +22,11 @@ AUTHORS = (
     "Korthikanti et al.",
     "Zhang et al.",
     "MosaicML",
+    "Huang et al.",
+    "Dosovitskiy et al.",
+    "Qi et al.",
+    "Zhao et al.",
+    "Jiang et al.",
 )
 
 

@@ -1,6 +1,7 @@
 """A CPU that issues operators to a device: closed form against a plain loop, and what it does to a step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -34,6 +35,35 @@ def test_a_sequence_repeated_ends_as_its_replay(pairs: list[tuple[float, float]]
     assert sums.end == pytest.approx(replayed(pairs))
     assert sums.times(count).end == pytest.approx(replayed(pairs * count))
     assert sums.then(sums).end == pytest.approx(replayed(pairs * 2))
+
+
+@given(st.lists(st.tuples(times, times, st.booleans()), min_size=1, max_size=12), st.integers(1, 6))
+@settings(derandomize=True, deadline=None)
+def test_a_cpu_that_reads_counts_waits_for_the_device(
+    found: list[tuple[float, float, bool]], count: int
+) -> None:
+    def replayed(repeats: int) -> float:
+        issue = end = 0.0
+        for host, device, reads in found * repeats:
+            issue = max(issue, end if reads else 0.0) + host
+            end = max(issue, end) + device
+        return end
+
+    operators = [OperatorPass("op", Breakdown(), device, host, reads=reads) for host, device, reads in found]
+    sums = issued(operators)
+    assert sums.end == pytest.approx(replayed(1))
+    assert sums.times(count).end == pytest.approx(replayed(count))
+    assert sums.then(sums).end == pytest.approx(replayed(2))
+    assert sums.end >= issued([replace(op, reads=False) for op in operators]).end
+    assert sums.busy == pytest.approx(sum(device for _, device, _ in found))
+
+
+def test_experts_without_a_capacity_cost_a_wait(train: Train) -> None:
+    options = {"model": "mixtral-8x7b", "batch": 8, "sequence": 1024, "zero_stage": 1, "expert_parallel": 8}
+    free, fixed = train(**options), train(**options, expert_capacity=1.0)
+    captured = train(**options, cuda_graphs=True)
+    assert free.outcome.bottlenecks["host"] > fixed.outcome.bottlenecks.get("host", 0.0)
+    assert "host" not in captured.outcome.bottlenecks
 
 
 def test_the_slower_side_sets_the_pace() -> None:

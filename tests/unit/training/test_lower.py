@@ -103,7 +103,7 @@ def test_messages_delay_the_first_stage_twice() -> None:
 
 @pytest.mark.parametrize("name", ["1f1b", "zb-h1"])
 @pytest.mark.parametrize("communication", [
-    Communication("end", "none"), Communication("last", "next", occupancy=0.1), Communication("each", "each"),
+    Communication("end", "none"), Communication("last", "next", crowding=0.1), Communication("each", "each"),
     Communication("each", "each", reshard=False, prefetch=2),
 ])  # fmt: skip
 def test_operator_by_operator_is_the_same_step(name: str, communication: Communication) -> None:
@@ -139,7 +139,7 @@ def test_reductions_hide_behind_the_layers_that_follow() -> None:
 def test_units_that_collectives_occupy_are_taken_from_products() -> None:
     table = pipeline("1f1b", 1, 1)
     own = LayerMessages(reduce=(Message(0.0, 1.0, 1.0, 1.0),))
-    works = stages(table, layers=3, communication=Communication("last", "none", occupancy=0.2), messages=own, scale=3.0)
+    works = stages(table, layers=3, communication=Communication("last", "none", crowding=0.2), messages=own, scale=3.0)
     _, timeline = run(table, works)
     assert timeline.makespan == pytest.approx(9.0 + 3 * 0.2 + 1.0)
 

@@ -105,6 +105,8 @@ H100 = "H100 96GB HBM2e 500W"
          {"precision": "fp8", "context_parallel": 4, "data_parallel": 2, "recompute": "full", "fused_loss": False}),
         (f"Llama3.1-70B,{H100},256,32,8,1,1,8192,16,,full AC,AsyncTP compile float8 tensorwise,942,",
          {"tensor_parallel": 8, "overlap_tensor_parallel": "chunked", "sequence_parallel": True, "micro_batch": 16}),
+        (f"Llama3.1-8B,{H100},8,8,1,1,1,8192,1,8,no AC,FSDP,5762,82.4",
+         {"recompute": "none", "recompute_operators": ()}),
         (f"Llama3.1-405B,{H100},512,8,8,8,1,8192,32,256,full AC,FSDP+TP+PP interleaved 1F1B,128,",
          {"pipeline_parallel": 8, "schedule": "1f1b-interleaved", "micro_batch": 4, "zero_stage": 1}),
     ],
@@ -129,6 +131,7 @@ Llama3.1-8B,"H200, 400Gb/s",32,32,1,1,1,8192,2,,(config default),FSDP+compile,10
     (part,) = memory.parts
     assert part.measured == pytest.approx([77.0 * 2**30])
     assert part.relative_errors(constants_for(CATALOG, part.device)).tolist() == [0.0]
+    assert part.predict(constants_for(CATALOG, part.device)) == pytest.approx(part.measured, rel=0.1)
 
 
 BRIDGE = "task,model,system,n_gpus,precision,gbs,mbs,seq_len,fsdp,tp,pp,cp,vp,ep,tokens_per_s_per_gpu"
@@ -143,6 +146,10 @@ def test_rows_of_megatron_bridge() -> None:
     assert (strategy.tensor_parallel, strategy.pipeline_parallel, strategy.data_parallel) == (4, 8, 2)
     assert (strategy.zero_stage, strategy.parameter_precision, strategy.layer_split) == (1, "fp8", None)
     assert (case.node, case.nodes) == ("dgx-h100", 8)
+    rings = frameworks._bridge_case(
+        CATALOG, row(BRIDGE, "Pre-Training,LLAMA3.1_405B,DGX-H100,1024,FP8,1536,1,8192,0,8,8,2,8,,326")
+    )
+    assert (rings.strategy.context_exchange, rings.strategy.layer_split) == ("ring", (1, *[2] * 62, 1))
     sharded = frameworks._bridge_case(
         CATALOG, row(BRIDGE, "Pre-Training,LLAMA3_70B,DGX-GB300,64,MXFP8,256,2,8192,64,1,1,1,,,5003")
     )
@@ -220,6 +227,29 @@ Dell,x-POWER,llama2_70b_lora,1,4,NVIDIA H100-SXM5-80GB,8,8,,1.0
 Google,v5p,gpt3,1024,4,TPU-v5p,4096,1,,
 Google,v5p,llama2_70b_lora,1024,4,TPU-v5p,4096,1,,5.0
 """
+
+
+def test_adapters_of_automodel() -> None:
+    case = frameworks._automodel_case(
+        CATALOG, row(AUTOMODEL, "LoRA,Llama3 70B 2-node,H100,16,32,2,2,2,4096,2,1,1,-,1,8,8.32")
+    )
+    assert case.model.name == "llama3-70b"
+    assert case.strategy.trainable is not None
+    assert (case.strategy.sequence_parallel, case.strategy.data_parallel, case.batch) == (True, 8, 32)
+
+
+def test_steps_of_automodel_count_every_flush(tmp_path: Path) -> None:
+    text = f"""{AUTOMODEL}
+pretrain,Kimi K2,H100,256,512,1,8,2,4096,1,8,1,32,4,32,8.86
+pretrain,Nemotron V3 Nano,H100,8,512,4,4,16,4096,1,1,1,8,-,8,15.6
+pretrain,Other,H100,8,512,4,4,16,4096,1,1,1,8,-,8,15.6
+"""
+    loaded = load("nemo-automodel/training_step_time_h100.csv", text, tmp_path)
+    assert loaded.skipped == {HYBRID: 1, "model is not in the catalog": 1}
+    (part,) = loaded.parts
+    case = frameworks._automodel_case(CATALOG, next(part.frame.itertuples(index=False)))
+    flush = simulate(case.setup(CATALOG)).metrics["step_time"].value
+    assert part.predict(constants_for(CATALOG, part.device))[0] == pytest.approx(2 * flush)
 
 
 def test_mlperf_layouts_are_searched_and_repeats_averaged(

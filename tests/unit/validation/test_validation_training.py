@@ -13,7 +13,7 @@ from simulator.specs import Catalog
 from simulator.training import simulate
 from simulator.validation.dataset import Loaded, constants_for
 from simulator.validation.datasets import activations, claims, frameworks, published, vtrain
-from simulator.validation.datasets.steps import FSDP, gpt
+from simulator.validation.datasets.steps import ZERO_3, gpt
 from simulator.validation.run import SHIPPED
 from simulator.validation.score import score_loaded
 
@@ -195,7 +195,7 @@ def test_claims_of_steps(tmp_path: Path) -> None:
     loaded = load("seed_claims/models.csv", CLAIMS, tmp_path)
     (part,) = loaded.parts
     assert loaded.skipped == {
-        FSDP: 1, "no figure of a training step's speed": 1, "claim without a model by its dimensions": 1,
+        ZERO_3: 1, "no figure of a training step's speed": 1, "claim without a model by its dimensions": 1,
         "claim without layout or batch": 1,
     }  # fmt: skip
     cases = [claims._case(row) for row in part.frame.itertuples(index=False)]

@@ -1,0 +1,419 @@
+"""The largest load that a serving scenario holds, and how sure that is.
+
+Random numbers are common to all loads: the same requests come, only closer together (Law 2015, Simulation Modeling and
+Analysis, section 11.2), so that more load is hardly ever better. The search goes over a geometric grid of loads with
+short runs, then over longer ones by bisection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import NormalDist, fmean, stdev
+from typing import Any, Literal
+
+import numpy as np
+
+from simulator.analysis.result import LEVEL, Result
+from simulator.analysis.run import answer, load
+from simulator.analysis.slo import Goal, Sample, Verdict, goal_of, judge, sample, tightest
+from simulator.serving import draw_requests
+from simulator.specs import Catalog, MemroofError, ServingScenario
+from simulator.strategy import Setup
+
+Knob = Literal["rate", "concurrency", "speed"]
+"""What load is: arrivals a second, clients of a closed loop, or how many times as fast as recorded a trace comes."""
+
+STEPS = 12
+"""Loads of the grid in a doubling."""
+OCTAVES = 16
+"""Doublings from the scenario's own load in which the largest is looked for."""
+LIVES = 10.0
+"""Lifetimes of a request that a run must span at least."""
+LEAST = 200
+"""Requests of a replica in the shortest run."""
+MOST = 20_000
+"""Requests of a replica to which a run is lengthened."""
+BEYOND = 20
+"""Requests that a run should have beyond the percentile that it is judged by."""
+DRAWS = 4
+"""Further seeds, for the error of sampling."""
+LONE = 0.02
+"""Requests under way at which each is as good as alone."""
+SMALL_STEP = 0.03
+"""First step of the search with long runs, relative."""
+
+
+@dataclass(frozen=True)
+class LargestLoad:
+    """The largest load that holds a scenario's objective and limits.
+
+    Attributes
+    ----------
+    knob : str
+        What was varied: ``rate`` [1/s] of all replicas, ``concurrency`` or ``speed``.
+    value : float
+        The largest value that holds; 0 where even requests that come alone miss.
+    low, high : float
+        Its 80 % interval by the error of the cost model: all iterations slower or faster, and times to the first token
+        on top, combined as independent.
+    sampling : float
+        Relative standard error by what arrivals and lengths happened to be drawn; 0 for a recorded trace.
+    misses : float
+        The smallest value above it that was tried and misses.
+    binding : str
+        What is missed then: a latency of the objective, a limit, or ``queue``.
+    requests : int
+        How many were simulated.
+    runs : int
+        Runs of the event engine.
+    goal : Goal
+        What is held.
+    result : Result
+        The answer at that load.
+    seen : Sample
+        Its steady part.
+    """
+
+    knob: Knob
+    value: float
+    low: float
+    high: float
+    sampling: float
+    misses: float
+    binding: str
+    requests: int
+    runs: int
+    goal: Goal
+    result: Result
+    seen: Sample
+
+    @property
+    def rate(self) -> float:
+        """Requests per second that are offered, or that a closed loop gets through, of all replicas."""
+        return request_rate(self.result) if self.value else 0.0
+
+    @property
+    def sampling_interval(self) -> tuple[float, float]:
+        """80 % interval by sampling alone."""
+        factor = math.exp(_Z * self.sampling)
+        return self.value / factor, self.value * factor
+
+
+_Z = NormalDist().inv_cdf(0.5 * (1.0 + LEVEL))
+
+
+def largest_rate(
+    scenario: str | Path | Mapping[str, Any],
+    *,
+    requests: int | None = None,
+    tolerance: float = 0.01,
+    draws: int = DRAWS,
+    paths: Iterable[Path] = (),
+    overrides: Mapping[str, str] | None = None,
+) -> LargestLoad:
+    """Find the largest request rate that holds a serving scenario's objective and limits.
+
+    Where arrivals are a closed loop it is the largest number of clients, of a recorded trace the largest speed.
+
+    Parameters
+    ----------
+    scenario : str, Path or mapping
+        With ``slo``, ``limit`` or neither: then the queue must not grow.
+    requests : int, optional
+        Length of the runs. If absent, as many as the scenario says, and enough for ten lifetimes of a request and twenty
+        requests beyond the percentile that is judged.
+    tolerance : float
+        Relative: a load larger by this was tried and misses.
+    draws : int
+        Further seeds that the error of sampling is found from; none if 0.
+    paths, overrides
+        Of the catalog.
+
+    Raises
+    ------
+    MemroofError
+        If the scenario is no serving, has no load to vary (offline, a list), or no load misses.
+    """
+    return largest_load(
+        load(scenario, catalog=Catalog(paths, overrides)), requests=requests, tolerance=tolerance, draws=draws
+    )
+
+
+def largest_load(
+    setup: Setup, *, requests: int | None = None, tolerance: float = 0.01, draws: int = DRAWS
+) -> LargestLoad:
+    """Do what :func:`largest_rate` does for a setup that is loaded."""
+    if tolerance <= 0.0:
+        raise MemroofError(f"tolerance must be above 0, found {tolerance:g}")
+    return _Search(setup, requests, tolerance, draws).run()
+
+
+def at_load(setup: Setup, value: float, *, requests: int | None = None, seed: int | None = None) -> Setup:
+    """Return a setup at another load, of ``requests`` requests drawn with another seed.
+
+    Random arrivals are stretched so that the drawn ones come at exactly this rate: what chance makes of the count of
+    arrivals would else be taken for a rate.
+    """
+    scenario = serving(setup)
+    workload, knob = scenario.workload, knob_of(scenario)
+    changes: dict[str, Any] = {}
+    if requests is not None:
+        changes["requests"] = requests
+    if seed is not None:
+        changes["seed"] = seed
+    if knob == "speed" and workload.trace is not None:
+        changes["trace"] = workload.trace.model_copy(update={"speed": value})
+    elif knob == "concurrency":
+        changes["concurrency"] = int(value)
+    else:
+        drawn = draw_requests(workload.model_copy(update={**changes, "rate": 1.0})).arrival
+        drawn = drawn[np.isfinite(drawn)]
+        span = float(drawn[-1] - drawn[0])
+        changes["rate"] = value * (span / (len(drawn) - 1) if span else 1.0)
+    changed = scenario.model_copy(update={"workload": workload.model_copy(update=changes)})
+    return replace(setup, scenario=changed)
+
+
+def serving(setup: Setup) -> ServingScenario:
+    """Return the scenario of a serving setup; MemroofError for another kind."""
+    if not isinstance(setup.scenario, ServingScenario):
+        raise MemroofError(
+            f"load is that of serving; {setup.scenario.name} is a scenario of kind {setup.scenario.kind!r}"
+        )
+    return setup.scenario
+
+
+def knob_of(scenario: ServingScenario) -> Knob:
+    """Return what the load of a scenario is; MemroofError where there is none."""
+    arrival = scenario.workload.arrival
+    knobs: dict[str, Knob] = {
+        "poisson": "rate", "gamma": "rate", "closed": "concurrency", "trace": "speed"
+    }  # fmt: skip
+    if arrival not in knobs:
+        raise MemroofError(
+            f"workload.arrival: '{arrival}' has no load to vary; use poisson or gamma with a 'rate', closed with a "
+            "'concurrency', or a trace"
+        )
+    return knobs[arrival]
+
+
+def own_load(scenario: ServingScenario) -> float:
+    """Return the load that a scenario says."""
+    workload, knob = scenario.workload, knob_of(scenario)
+    if knob == "speed" and workload.trace is not None:
+        return workload.trace.speed
+    return float((workload.rate if knob == "rate" else workload.concurrency) or 1.0)
+
+
+def request_rate(result: Result) -> float:
+    """Return requests per second that are offered, or that a closed loop gets through, of all replicas."""
+    values = result.values
+    key = "offered_request_rate" if "offered_request_rate" in values else "request_throughput"
+    return values[key].value
+
+
+class _Search:
+    """Runs at one load after the other, kept by load, length and seed."""
+
+    def __init__(self, setup: Setup, requests: int | None, tolerance: float, draws: int) -> None:
+        self.setup, self.scenario, self.tolerance = setup, serving(setup), tolerance
+        self.knob, self.start = knob_of(self.scenario), own_load(self.scenario)
+        self.fixed = requests or (self.scenario.workload.requests if self.knob == "speed" else None)
+        self.draws = 0 if self.knob == "speed" else draws
+        self.seed = self.scenario.workload.seed
+        self.seen: dict[tuple[float, int | None, int], tuple[Sample, Result]] = {}
+        self.life = 0.0
+        self.replicas = 1
+        self.first = answer(at_load(setup, self.start, requests=self._length(LEAST)))
+        self.goal = goal_of(self.scenario, self.first)
+        if self.first.fits:
+            found = sample(self.first)
+            self.replicas, self.life = max(1, round(found.replicas)), found.life
+
+    def run(self) -> LargestLoad:
+        if not self.first.fits:
+            return self._nothing(self.first, "memory")
+        short = self.replicas * max(LEAST, math.ceil(BEYOND / 5 / (1.0 - min(self.goal.share, 0.999))))
+        if self.fixed:
+            short = min(self.fixed, max(self.fixed // 8, short))
+        place = self._crossing(lambda k: self._margin(k, short), 0, first=STEPS // 3)
+        if place == -math.inf:
+            return self._nothing(self._at(self._load(self._lowest), short)[1], "")
+        if place == math.inf:
+            raise MemroofError(f"no {self.knob} up to {self._load(OCTAVES * STEPS):g} misses: {self.goal.text()}")
+        long = self._long(short, place)
+        holds, misses = self._refine(self._load(place), long)
+        if not holds:
+            return self._nothing(self._at(misses, long)[1], "")
+        (seen, result), (missed, _) = self._at(holds, long), self._at(misses, long)
+        low, high = self._model_interval(place, short)
+        return LargestLoad(
+            self.knob, holds, holds * low, holds * high, self._sampling(place, short, seen.count), misses,
+             tightest(missed, self._judge(missed), self.goal), serving(result.setup).workload.requests or seen.count,
+            len(self.seen), self.goal, result, seen,
+        )  # fmt: skip
+
+    def _nothing(self, result: Result, binding: str) -> LargestLoad:
+        """Return a load of 0: what is asked for cannot be had."""
+        empty = Sample({}, 0.0, 0, 0.0, 0.0, {}, (0.0, 0.0), 0.0, 0.0, 1.0)
+        seen = sample(result) if result.fits else empty
+        name = binding or tightest(seen, self._judge(seen), self.goal)
+        value = 0.0
+        return LargestLoad(
+            self.knob, value, value, value, 0.0, self.start, name, seen.count, len(self.seen) + 1, self.goal, result, seen
+        )
+
+    # --- runs ---
+
+    def _at(self, value: float, requests: int, seed: int = 0) -> tuple[Sample, Result]:
+        """Run a load, with more requests where they would not span enough lifetimes."""
+        key = (value, requests, seed)
+        if key not in self.seen:
+            count = self._length(max(requests, self._needed(value)))
+            while True:
+                result = answer(at_load(self.setup, value, requests=count, seed=self.seed + seed))
+                found = sample(result)
+                missing = LIVES * found.life / max(found.span, 1e-9)
+                longer = self._length(math.ceil(1.2 * missing * (count or 0)))
+                if missing <= 1.0 or count is None or longer is None or longer <= count:
+                    break
+                count = longer
+            self.life = found.life
+            self.seen[key] = found, result
+        return self.seen[key]
+
+    def _needed(self, value: float) -> int:
+        under_way = value * self.life if self.knob == "rate" else value
+        return math.ceil(1.2 * LIVES * under_way)
+
+    def _length(self, requests: int) -> int | None:
+        """Return how many requests a run may have that should have so many; None for all of a trace."""
+        return self.fixed if self.knob == "speed" else min(self.fixed or MOST * self.replicas, requests)
+
+    def _long(self, short: int, place: float) -> int:
+        if self.fixed or self.knob == "speed":
+            return self.fixed or short
+        own = self.scenario.workload.requests or 0
+        beyond = self.replicas * math.ceil(BEYOND / (1.0 - min(self.goal.share, 0.999)))
+        needed = max(beyond, 2 * self._needed(self._load(place)))
+        return max(short, min(needed, MOST * self.replicas), own)
+
+    def _judge(self, seen: Sample, slower: float = 1.0, later: float = 1.0) -> Verdict:
+        return judge(seen, self.goal, slower, later)
+
+    # --- the grid of loads ---
+
+    def _load(self, place: float) -> float:
+        value = self.start * 2.0 ** (place / STEPS)
+        return float(max(1, round(value))) if self.knob == "concurrency" else value
+
+    @property
+    def _lowest(self) -> int:
+        """Place at which requests come alone, as far as is known yet."""
+        if self.knob == "concurrency":
+            return math.floor(-STEPS * math.log2(self.start))
+        alone = LONE / max(self.life, 1e-9) / self.start if self.knob == "rate" else 2.0**-OCTAVES
+        return max(-OCTAVES * STEPS, min(0, math.floor(STEPS * math.log2(alone))))
+
+    def _margin(self, place: int, requests: int, seed: int = 0, slower: float = 1.0, later: float = 1.0) -> float:
+        return self._judge(self._at(self._load(place), requests, seed)[0], slower, later).margin
+
+    def _crossing(self, margin: Callable[[int], float], start: int, first: int = 1) -> float:
+        """Return where the margin is used up, between two places of the grid; infinite if it never, or always, is."""
+        low = high = None
+        place, step = start, first
+        while low is None or high is None:
+            if margin(place) >= 0.0:
+                low = place
+                if place >= OCTAVES * STEPS:
+                    return math.inf
+                if high is None:
+                    place = min(place + step, OCTAVES * STEPS)
+            else:
+                high = place
+                if place <= self._lowest:
+                    return -math.inf
+                if low is None:
+                    place = max(place - step, self._lowest)
+            step *= 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if margin(middle) >= 0.0 else (low, middle)
+        inside, outside = margin(low), margin(high)
+        return low + inside / (inside - outside)
+
+    # --- longer runs ---
+
+    def _refine(self, start: float, requests: int) -> tuple[float, float]:
+        """Return a load that holds and a larger one that misses, within the tolerance; (0, load) if none holds."""
+        def holds(value: float) -> bool:
+            return self._judge(self._at(value, requests)[0]).holds
+
+        low = high = 0.0
+        value, step = self._whole(start), max(SMALL_STEP, self.tolerance)
+        while not (low and high):
+            if holds(value):
+                low = value
+                value = self._whole(value * (1.0 + step), up=True) if not high else value
+            else:
+                high = value
+                if value <= self._load(self._lowest):
+                    return 0.0, high
+                value = self._whole(value / (1.0 + step)) if not low else value
+            step *= 2.0
+        while high / low > 1.0 + self.tolerance:
+            middle = self._whole(math.sqrt(low * high))
+            if middle in (low, high):
+                break
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return low, high
+
+    def _whole(self, value: float, up: bool = False) -> float:
+        if self.knob != "concurrency":
+            return value
+        return float(max(1, math.ceil(value) if up else math.floor(value)))
+
+    # --- how sure ---
+
+    def _model_interval(self, place: float, requests: int) -> tuple[float, float]:
+        """Return factors to the ends of the interval that the cost model's error leaves.
+
+        A run whose iterations all take c times as long is the same run at 1/c of the rate on a slower clock: it holds
+        its bounds where the plain one holds bounds / c.
+        """
+        run, first = self._at(self._load(round(place)), requests)[0].errors
+        extra = math.sqrt(max(0.0, first**2 - run**2))
+        ends = []
+        for side in (1.0, -1.0):
+            slower = math.exp(side * _Z * run)
+            shift = 0.0 if self.knob == "concurrency" else math.log(slower)
+            by_iteration = self._log_ratio(place, requests, slower, 1.0) - shift
+            by_first = self._log_ratio(place, requests, 1.0, math.exp(side * _Z * extra)) if extra else 0.0
+            ends.append(math.exp(-side * math.hypot(min(0.0, side * by_iteration), min(0.0, side * by_first))))
+        return ends[0], ends[1]
+
+    def _log_ratio(self, place: float, requests: int, slower: float, later: float) -> float:
+        moved = self._crossing(
+            lambda k: self._margin(k, requests, slower=slower, later=later), round(place)
+        )
+        return (moved - place) / STEPS * math.log(2.0)
+
+    def _sampling(self, place: float, requests: int, counted: int) -> float:
+        """Return the relative standard error of a load found with ``counted`` requests, from further draws.
+
+        Each draw's own largest load follows from two runs by the slope of the margin between them.
+        """
+        if self.draws < 1:
+            return 0.0
+        centre, found, counts = round(place), [place], []
+        for seed in range(1, self.draws + 1):
+            margin = self._margin(centre, requests, seed)
+            other = centre + (2 if margin >= 0.0 else -2)
+            slope = (self._margin(other, requests, seed) - margin) / (other - centre)
+            moved = -margin / slope if slope < 0.0 else math.copysign(STEPS, margin)
+            found.append(centre + max(-STEPS, min(STEPS, moved)))
+            counts.append(self._at(self._load(centre), requests, seed)[0].count)
+        return stdev(found) / STEPS * math.log(2.0) * math.sqrt(min(1.0, fmean(counts) / counted))
