@@ -35,7 +35,7 @@ def run_lines(result: Result) -> list[str]:
     lines = [title(result), "", *summary_lines(result.values, result.headline.key)]
     if not result.fits and result.outcome.total_time > 0.0:
         lines.append("these figures hold if the memory were large enough; it is not, see below")
-    lines += ["", *fits_lines(result), *further_lines(result), *check_lines(result), *remedy_lines(result)]
+    lines += ["", *fits_lines(result), *check_lines(result), *remedy_lines(result)]
     lines += labelled("cost", cost_line(result))
     lines += ["", *bottleneck_lines(result)]
     lines += labelled("interval", interval_line(result))
@@ -96,7 +96,7 @@ def fits_lines(result: Result) -> list[str]:
 def further_lines(result: Result) -> list[str]:
     """Return metrics that take longer to find, in a line."""
     found = [f"{value.label} {quantity(value.value, value.dimension)}" for value in result.further.values()]
-    return labelled("", ", ".join(found)) if found and result.fits else []
+    return labelled("reserved", ", ".join(found)) if found else []
 
 
 def fullest(memory: Sequence[MemoryUse]) -> list[MemoryUse]:
@@ -203,6 +203,7 @@ def explain_lines(result: Result) -> list[str]:
     for use in fullest(result.memory):
         lines += ledger_lines(use)
     lines += _other_memories(result.memory)
+    lines += further_lines(result)
     if not result.fits:
         lines += labelled("fits", ["NO", *result.shortfalls])
         lines += remedy_lines(result)

@@ -109,7 +109,7 @@ def _reserved(stages: list[StageWork], lowered: Lowered, timeline: Timeline) -> 
         found = stage_allocation(stage)
         lost = found.reserved - found.allocated
         return {
-            "reserved_memory": Metric("reserved by the allocator", found.reserved, "bytes", RESERVED_ERROR, "lower"),
+            "reserved_memory": Metric("by the allocator", found.reserved, "bytes", RESERVED_ERROR, "lower"),
             "fragmentation": Metric("of it rounding and fragmentation", lost, "bytes", 0.0, "lower"),
         }
 
