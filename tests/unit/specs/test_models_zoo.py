@@ -27,6 +27,7 @@ AUTHORS = (
     "Qi et al.",
     "Zhao et al.",
     "Jiang et al.",
+    "Chen and Li",
 )
 
 
