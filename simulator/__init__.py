@@ -12,6 +12,10 @@ The command line's verbs as functions; each is imported when it is first used:
 ``fit``             does a model fit some hardware, and how much of it
 ``whatif``          answer a scenario for every combination of varied keys
 ``search``          find the best training strategies for a scenario
+``largest_rate``    find the largest load that holds a serving scenario's objective and limits
+``load_curve``      latency, goodput and cost of a serving scenario against its load
+``fleet``           how many replicas a load needs, with headroom and spares
+``pareto``          tokens per second of a user against those of an accelerator
 ``render_report``   a result's sizing report as HTML, Markdown or CSV
 ``Catalog``         hardware, models and scenarios by name, from the user's folders and the shipped ones
 ``Result``          the answer, with frames and figures on demand
@@ -25,7 +29,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from simulator.analysis.curve import LoadCurve, load_curve
     from simulator.analysis.fit import FitReport, fit
+    from simulator.analysis.fleet import Fleet, fleet
+    from simulator.analysis.load import LargestLoad, largest_rate
+    from simulator.analysis.pareto import Pareto, pareto
     from simulator.analysis.result import Result
     from simulator.analysis.run import load, run
     from simulator.analysis.search import Search, search
@@ -36,19 +44,27 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Catalog", "FitReport", "MemroofError", "Result", "Search", "Sweep", "__version__", "fit", "load", "render_report",
-    "run", "search", "whatif",
+    "Catalog", "FitReport", "Fleet", "LargestLoad", "LoadCurve", "MemroofError", "Pareto", "Result", "Search", "Sweep",
+    "__version__", "fit", "fleet", "largest_rate", "load", "load_curve", "pareto", "render_report", "run", "search", "whatif",
 ]  # fmt: skip
 
 _HOMES = {
     "Catalog": "simulator.specs",
     "FitReport": "simulator.analysis",
+    "Fleet": "simulator.analysis.fleet",
+    "LargestLoad": "simulator.analysis.load",
+    "LoadCurve": "simulator.analysis.curve",
     "MemroofError": "simulator.specs",
+    "Pareto": "simulator.analysis.pareto",
     "Result": "simulator.analysis",
     "Search": "simulator.analysis.search",
     "Sweep": "simulator.analysis",
     "fit": "simulator.analysis",
+    "fleet": "simulator.analysis.fleet",
+    "largest_rate": "simulator.analysis.load",
     "load": "simulator.analysis",
+    "load_curve": "simulator.analysis.curve",
+    "pareto": "simulator.analysis.pareto",
     "render_report": "simulator.report",
     "run": "simulator.analysis",
     "search": "simulator.analysis.search",

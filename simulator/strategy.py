@@ -16,8 +16,8 @@ from simulator.graph import Axis, ModelGraph
 from simulator.specs import Calibration, Hardware, Model, OperatorClass, Scenario, Span
 
 Bottleneck = Literal[
-    "compute", "memory", "tensor-parallel link", "context-parallel link", "expert-parallel link", "network", "host link", "storage", "latency",
-    "host", "bubble", "waiting",
+    "compute", "memory", "tensor-parallel link", "context-parallel link", "expert-parallel link", "network", "host link",
+    "storage", "latency", "host", "bubble", "waiting",
 ]  # fmt: skip
 """What time is lost to, along the critical path of the answer."""
 
@@ -33,6 +33,10 @@ class Setup:
     """Of the accelerator, or of the first kind where there are several."""
     others: Mapping[str, CostModel] = field(default_factory=dict)
     """Of further kinds of accelerator, by name."""
+    pools: tuple[tuple[Hardware, CostModel] | None, ...] = ()
+    """Of a serving fleet: hardware and cost model of each pool that has its own."""
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Prices that were worked out, which runs of setups made from this one take over; nothing else is kept here."""
 
     def cost_on(self, device: str) -> CostModel:
         """Return the cost model of a kind of accelerator."""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from simulator.analysis.result import Result, Value
-from simulator.analysis.run import cost_model
+from simulator.analysis.run import by_device, cost_model
 from simulator.analysis.strategies import strategy
 from simulator.specs import Hardware, MemroofError, Processor, scenario_with
-from simulator.specs.machine import Edge, Store
+from simulator.specs.machine import Edge, Machine, Store
 from simulator.strategy import Remedy, Setup
 
 STEP = 0.1
@@ -67,13 +67,13 @@ def sensitivity(result: Result) -> tuple[Sensitivity, ...]:
     base = result.headline.value
     for name, change in FIGURES.items():
         hardware = change(setup.hardware, 1.0 + STEP)
-        changed = replace(
-            setup,
-            hardware=hardware,
-            cost=cost_model(
-                hardware, setup.cost.calibration, setup.cost.measured, training=setup.cost.training
-            ),
-        )
+        costs = {
+            name: cost_model(alone, own.calibration, own.measured, training=own.training)
+            for name, alone in by_device(hardware).items()
+            for own in (setup.cost_on(name),)
+        }
+        first, *others = costs.items()
+        changed = replace(setup, hardware=hardware, cost=first[1], others=dict(others))
         found = Result(changed, strategy(setup.scenario.kind).simulate(changed)).headline.value
         if base and found != base:
             rows.append(Sensitivity(name, STEP, found / base - 1.0))
@@ -81,12 +81,24 @@ def sensitivity(result: Result) -> tuple[Sensitivity, ...]:
 
 
 def _with_device(hardware: Hardware, change: Callable[[Processor], Processor]) -> Hardware:
-    machine = hardware.machine
-    engines = tuple(
-        replace(engine, device=change(engine.device)) if engine.component == machine.accelerator else engine
-        for engine in machine.engines
-    )
-    return replace(hardware, machine=replace(machine, engines=engines))
+    def changed(machine: Machine) -> Machine:
+        engines = tuple(
+            replace(engine, device=change(engine.device)) if engine.component == machine.accelerator else engine
+            for engine in machine.engines
+        )
+        return replace(machine, engines=engines)
+
+    return hardware.with_machines(changed)
+
+
+def _power(hardware: Hardware, factor: float) -> Hardware:
+    def change(device: Processor) -> Processor:
+        if device.power is None:
+            return device
+        power = device.power.model_copy(update={"limit": device.power.limit * factor})
+        return device.model_copy(update={"power": power})
+
+    return _with_device(hardware, change)
 
 
 def _peak(hardware: Hardware, factor: float) -> Hardware:
@@ -108,25 +120,26 @@ def _bandwidth(hardware: Hardware, factor: float) -> Hardware:
         }
         return device.model_copy(update={"memory": memory})
 
-    changed = _with_device(hardware, change)
-    owners = {engine.memory for engine in hardware.machine.ranks}
-    return _with_stores(changed, lambda store: store.name in owners, factor)
+    def stores(machine: Machine) -> Machine:
+        owners = {engine.memory for engine in machine.ranks}
+        return _with_stores(machine, lambda store: store.name in owners, factor)
+
+    return _with_device(hardware, change).with_machines(stores)
 
 
-def _with_stores(hardware: Hardware, chosen: Callable[[Store], bool], factor: float) -> Hardware:
+def _with_stores(machine: Machine, chosen: Callable[[Store], bool], factor: float) -> Machine:
     def faster(edge: Edge) -> Edge:
         return replace(edge, bandwidth=edge.bandwidth * factor)
 
     stores = tuple(
         replace(store, read=faster(store.read), write=faster(store.write)) if chosen(store) else store
-        for store in hardware.machine.stores
+        for store in machine.stores
     )
-    return replace(hardware, machine=replace(hardware.machine, stores=stores))
+    return replace(machine, stores=stores)
 
 
-def _links(hardware: Hardware, factor: float, *, peers: bool) -> Hardware:
+def _links(machine: Machine, factor: float, *, peers: bool) -> Machine:
     """Scale the links on the way between accelerators (``peers``), or all the others."""
-    machine = hardware.machine
     between = set(machine.peer_edges(0, 1)) if len(machine.ranks) > 1 else set()
     kinds = {edge.link.name for edge in between if edge.link is not None}
     channels = {store.owner for store in machine.stores if store.tier == "dram"}
@@ -139,39 +152,31 @@ def _links(hardware: Hardware, factor: float, *, peers: bool) -> Hardware:
         (a, b, replace(edge, bandwidth=edge.bandwidth * factor) if chosen(a, b, edge) else edge)
         for a, b, edge in machine.links
     )
-    return replace(hardware, machine=replace(machine, links=links))
+    return replace(machine, links=links)
 
 
-def _network(hardware: Hardware, factor: float) -> Hardware:
-    levels = tuple(
-        (level, link.model_copy(update={"bandwidth": link.bandwidth * factor}))
-        for level, link in hardware.network
-    )
-    return replace(hardware, network=levels)
-
-
-def _host_memory(hardware: Hardware, factor: float) -> Hardware:
+def _host_memory(machine: Machine, factor: float) -> Machine:
     """Scale DRAM ports together with the channels that join them to their socket."""
-    owners = {store.owner for store in hardware.machine.stores if store.tier == "dram"}
+    owners = {store.owner for store in machine.stores if store.tier == "dram"}
     links = tuple(
         (a, b, replace(edge, bandwidth=edge.bandwidth * factor) if owners & {a, b} else edge)
-        for a, b, edge in hardware.machine.links
+        for a, b, edge in machine.links
     )
-    changed = replace(hardware, machine=replace(hardware.machine, links=links))
-    return _with_stores(changed, lambda store: store.tier == "dram", factor)
+    return _with_stores(replace(machine, links=links), lambda store: store.tier == "dram", factor)
+
+
+def _in_nodes(change: Callable[[Machine, float], Machine]) -> Callable[[Hardware, float], Hardware]:
+    return lambda hardware, factor: hardware.with_machines(lambda machine: change(machine, factor))
 
 
 FIGURES: Mapping[str, Callable[[Hardware, float], Hardware]] = {
     "accelerator peak FLOP/s": _peak,
+    "accelerator power limit": _power,
     "accelerator memory bandwidth": _bandwidth,
-    "accelerator-to-accelerator link bandwidth": lambda hardware, factor: _links(
-        hardware, factor, peers=True
-    ),
-    "host link bandwidth": lambda hardware, factor: _links(hardware, factor, peers=False),
-    "network bandwidth": _network,
-    "host DRAM bandwidth": _host_memory,
-    "flash bandwidth": lambda hardware, factor: _with_stores(
-        hardware, lambda s: s.tier in ("nvme", "ufs"), factor
-    ),
+    "accelerator-to-accelerator link bandwidth": _in_nodes(lambda m, factor: _links(m, factor, peers=True)),
+    "host link bandwidth": _in_nodes(lambda m, factor: _links(m, factor, peers=False)),
+    "network bandwidth": lambda hardware, factor: hardware.with_network(factor),
+    "host DRAM bandwidth": _in_nodes(_host_memory),
+    "flash bandwidth": _in_nodes(lambda m, factor: _with_stores(m, lambda s: s.tier in ("nvme", "ufs"), factor)),
 }
 """Hardware figures that the sensitivity varies, each a function of (hardware, factor)."""

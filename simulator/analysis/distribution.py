@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.analysis.result import Result
+from simulator.analysis.slo import overlapping
 from simulator.serving.metrics import LATENCIES
 from simulator.specs import MemroofError
 
@@ -37,16 +38,16 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What a replica held over time; each entry holds from its moment to the next.
+    """What a replica (all of them, where all are simulated) held over time; each entry holds from its moment to the next.
 
     Attributes
     ----------
     time : array, shape (n,)
         Starts of iterations [s].
     waiting, running : array, shape (n,)
-        Requests in the queue, and sequences that prefill or decode.
+        Requests in the queue as an iteration is put together, and sequences that prefill or decode in it.
     kv_share : array, shape (n,)
-        Share of the KV cache in use.
+        Share of the KV cache in use; empty where several replicas are simulated.
     end : float
         Of the last iteration [s].
     """
@@ -99,23 +100,31 @@ def requests_csv(result: Result) -> str:
 
 
 def series(result: Result) -> Series:
-    """Return the queue, the batch and the KV cache over time."""
-    _, log = tables_of(result)
-    use = result.memory[0]
-    held = np.asarray(log["kv_bytes"], float)
-    capacity = held.max() / result.values["kv_peak_occupancy"].value if held.max() else use.capacity
+    """Return the queue, the batch and the KV cache over time; of several replicas together, without their caches."""
+    requests, log = tables_of(result)
     start = np.asarray(log["start"], float)
-    running = np.asarray(log["decoding"], float) + np.asarray(log["prefilling"])
-    return Series(
-        start, np.asarray(log["waiting"], float), running, held / capacity, float(start[-1] + log["seconds"][-1])
+    end = float((start + np.asarray(log["seconds"])).max())
+    arrived, admitted, done = (
+        np.searchsorted(np.sort(requests[name]), start, side=side)
+        for name, side in (("arrival", "right"), ("admitted", "left"), ("end", "right"))
     )
+    # the log has who is left after admission; who is let in just then waited until then
+    waiting = arrived - admitted
+    if overlapping(log):
+        running = np.searchsorted(np.sort(requests["admitted"]), start, side="right") - done
+        return Series(start, waiting.astype(float), running.astype(float), np.zeros(0), end)
+    held = np.asarray(log["kv_bytes"], float)
+    capacity = held.max() / result.values["kv_peak_occupancy"].value if held.max() else result.memory[0].capacity
+    running = np.asarray(log["decoding"]) + np.asarray(log["prefilling"])
+    waiting = np.maximum(waiting, log["waiting"])
+    return Series(start, waiting.astype(float), running.astype(float), held / capacity, end)
 
 
 def plot_series(result: Result) -> Figure:
     """Draw the queue, the batch and the KV cache over time."""
     from simulator.analysis.serving_figures import series_figure
 
-    return series_figure(series(result), title=f"{result.name}: queue, batch and KV cache of a replica")
+    return series_figure(series(result), title=f"{result.name}: what waits and what runs")
 
 
 def plot_latencies(result: Result) -> Figure:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.analysis.curve import LoadPoint, load_point
-from simulator.analysis.load import DRAWS, LargestLoad, at_load, largest_load
+from simulator.analysis.load import DRAWS, LargestLoad, at_load, largest_load, serving
 from simulator.analysis.money import rent
 from simulator.analysis.run import answer, load
 from simulator.serving.plan import make_plan
@@ -87,6 +87,7 @@ def fleet(
     headroom: float = 0.2,
     spares: int = 1,
     requests: int | None = None,
+    largest: LargestLoad | None = None,
     paths: Iterable[Path] = (),
     overrides: Mapping[str, str] | None = None,
 ) -> Fleet:
@@ -104,6 +105,8 @@ def fleet(
         Replicas that may be down meanwhile (N + k).
     requests : int, optional
         As for :func:`~simulator.analysis.load.largest_rate`.
+    largest : LargestLoad, optional
+        What that function found for this scenario, if it is known already.
     paths, overrides
         Of the catalog.
 
@@ -115,11 +118,11 @@ def fleet(
     if load_asked <= 0.0 or headroom < 0.0 or spares < 0:
         raise MemroofError("a fleet needs a load above 0, and a headroom and spares of at least 0")
     setup = load(scenario, catalog=Catalog(paths, overrides))
-    largest = largest_load(setup, requests=requests, draws=DRAWS)
+    largest = largest or largest_load(setup, requests=requests, draws=DRAWS)
     if not largest.value:
         what = "does not fit" if not largest.result.fits else f"misses {largest.binding.replace('_', ' ')} at any load"
         raise MemroofError(f"{largest.result.name} {what}: no number of replicas holds {largest.goal.text()}")
-    own = make_plan(largest.result.setup).replicas
+    own = _replicas(largest.result.setup)
     per_replica = largest.value / own
     count = math.ceil(load_asked * (1.0 + headroom) / per_replica * (1.0 - 1e-9))
     worst = _share(setup, load_asked * (1.0 + headroom), own, count, largest)
@@ -130,6 +133,11 @@ def fleet(
         worst = _share(setup, load_asked * (1.0 + headroom), own, count, largest)
     normal = _share(setup, load_asked, own, count + spares, largest)
     return _priced(setup, load_asked, headroom, spares, largest, own, count, normal, worst)
+
+
+def _replicas(setup: Setup) -> int:
+    """Return the equal replicas of a scenario; one where it says itself what its fleet is, which is then copied as it is."""
+    return 1 if serving(setup).fleet else make_plan(setup).replicas
 
 
 def _share(setup: Setup, total: float, own: int, replicas: int, largest: LargestLoad) -> LoadPoint:

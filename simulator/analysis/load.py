@@ -42,8 +42,8 @@ DRAWS = 4
 """Further seeds, for the error of sampling."""
 LONE = 0.02
 """Requests under way at which each is as good as alone."""
-SMALL_STEP = 0.03
-"""First step of the search with long runs, relative."""
+_GUESSES = 6
+"""Loads that are guessed from margins, before the bracket is halved."""
 
 
 @dataclass(frozen=True)
@@ -238,14 +238,14 @@ class _Search:
             return self._nothing(self.first, "memory")
         short = self.replicas * max(LEAST, math.ceil(BEYOND / 5 / (1.0 - min(self.goal.share, 0.999))))
         if self.fixed:
-            short = min(self.fixed, max(self.fixed // 8, short))
+            short = min(self.fixed, max(self.fixed // 16, short))
         place = self._crossing(lambda k: self._margin(k, short), 0, first=STEPS // 3)
         if place == -math.inf:
             return self._nothing(self._at(self._load(self._lowest), short)[1], "")
         if place == math.inf:
             raise MemroofError(f"no {self.knob} up to {self._load(OCTAVES * STEPS):g} misses: {self.goal.text()}")
         long = self._long(short, place)
-        holds, misses = self._refine(self._load(place), long)
+        holds, misses = self._refine(place, short, long)
         if not holds:
             return self._nothing(self._at(misses, long)[1], "")
         (seen, result), (missed, _) = self._at(holds, long), self._at(misses, long)
@@ -347,31 +347,45 @@ class _Search:
 
     # --- longer runs ---
 
-    def _refine(self, start: float, requests: int) -> tuple[float, float]:
-        """Return a load that holds and a larger one that misses, within the tolerance; (0, load) if none holds."""
-        def holds(value: float) -> bool:
-            return self._judge(self._at(value, requests)[0]).holds
+    def _refine(self, place: float, short: int, requests: int) -> tuple[float, float]:
+        """Return a load that holds and a larger one that misses, within the tolerance; (0, load) if none holds.
 
-        low = high = 0.0
-        value, step = self._whole(start), max(SMALL_STEP, self.tolerance)
-        while not (low and high):
-            if holds(value):
-                low = value
-                value = self._whole(value * (1.0 + step), up=True) if not high else value
+        The next load is where the margin should be used up, a little beyond, so that the two soon lie close together.
+        """
+        slope = self._slope(place, short)
+        little = 0.45 * math.log1p(self.tolerance)
+        low, high = (0.0, math.inf), (math.inf, -math.inf)
+        value, step, tries = self._load(place), little, 0
+        while not self._close(low[0], high[0]):
+            margin = self._judge(self._at(value, requests)[0]).margin
+            if margin >= 0.0:
+                low = (value, margin)
             else:
-                high = value
+                high = (value, margin)
                 if value <= self._load(self._lowest):
-                    return 0.0, high
-                value = self._whole(value / (1.0 + step)) if not low else value
-            step *= 2.0
-        while high / low > 1.0 + self.tolerance:
-            middle = self._whole(math.sqrt(low * high))
-            if middle in (low, high):
-                break
-            low, high = (middle, high) if holds(middle) else (low, middle)
-        return low, high
+                    return 0.0, high[0]
+            tries += 1
+            if low[0] and math.isfinite(high[0]):
+                value = self._between(low, high, little if tries <= _GUESSES else math.inf)
+            else:
+                step = min(0.5, max(2.0 * step, little + abs(margin / slope)))
+                value = self._whole(value * math.exp(math.copysign(step, margin)), margin >= 0.0)
+        return low[0], high[0]
 
-    def _whole(self, value: float, up: bool = False) -> float:
+    def _close(self, low: float, high: float) -> bool:
+        whole = self.knob == "concurrency" and high - low <= 1.0
+        return whole or (low > 0.0 and high / low <= 1.0 + self.tolerance)
+
+    def _between(self, low: tuple[float, float], high: tuple[float, float], little: float) -> float:
+        """Return a load inside a bracket: beside the crossing of the line through its ends, or (for an infinite step) halfway."""
+        width = math.log(high[0] / low[0])
+        crossing = low[1] / (low[1] - high[1]) * width
+        moved = crossing + (little if width - crossing > crossing else -little)
+        inside = 0.5 * width if math.isinf(little) else min(0.9 * width, max(0.1 * width, moved))
+        value = low[0] * math.exp(inside)
+        return value if self.knob != "concurrency" else min(high[0] - 1.0, max(low[0] + 1.0, float(round(value))))
+
+    def _whole(self, value: float, up: bool) -> float:
         if self.knob != "concurrency":
             return value
         return float(max(1, math.ceil(value) if up else math.floor(value)))
@@ -404,16 +418,20 @@ class _Search:
     def _sampling(self, place: float, requests: int, counted: int) -> float:
         """Return the relative standard error of a load found with ``counted`` requests, from further draws.
 
-        Each draw's own largest load follows from two runs by the slope of the margin between them.
+        Each draw's own largest load follows from its margin at the load of the first by the slope of the first's margin.
         """
         if self.draws < 1:
             return 0.0
-        centre, found, counts = round(place), [place], []
+        centre = round(place)
+        slope = self._slope(place, requests) / STEPS * math.log(2.0)
+        found, counts = [place], []
         for seed in range(1, self.draws + 1):
-            margin = self._margin(centre, requests, seed)
-            other = centre + (2 if margin >= 0.0 else -2)
-            slope = (self._margin(other, requests, seed) - margin) / (other - centre)
-            moved = -margin / slope if slope < 0.0 else math.copysign(STEPS, margin)
-            found.append(centre + max(-STEPS, min(STEPS, moved)))
+            moved = -self._margin(centre, requests, seed) / slope
+            found.append(centre + max(-float(STEPS), min(float(STEPS), moved)))
             counts.append(self._at(self._load(centre), requests, seed)[0].count)
         return stdev(found) / STEPS * math.log(2.0) * math.sqrt(min(1.0, fmean(counts) / counted))
+
+    def _slope(self, place: float, requests: int) -> float:
+        """Return the change of the margin with the logarithm of the load where it is used up."""
+        below = math.floor(place)
+        return (self._margin(below + 1, requests) - self._margin(below, requests)) * STEPS / math.log(2.0)

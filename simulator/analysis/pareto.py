@@ -191,7 +191,9 @@ def pareto_front(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]
 
 def _check(setup: Setup) -> None:
     workload = serving(setup).workload
-    if any(kind.prompt is None or kind.output is None for kind in workload.kinds):
+    if serving(setup).fleet:
+        raise MemroofError("fleet: a Pareto front compares equal replicas; leave 'fleet' out")
+    if not workload.kinds:
         raise MemroofError(
             f"workload.arrival: clients of a closed loop need the lengths 'prompt' and 'output', which a {workload.arrival} "
             "does not give"

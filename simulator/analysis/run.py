@@ -16,6 +16,7 @@ from simulator.specs import (
     MeasuredTable,
     MemroofError,
     Scenario,
+    ServingScenario,
     read_measured,
 )
 from simulator.strategy import Setup
@@ -56,13 +57,33 @@ def load(
     hardware = catalog.hardware(checked.hardware)
     training = checked.kind == "training"
     costs: dict[str, CostModel] = {}
-    for part in hardware.parts:
-        device = part.machine.ranks[0].device
-        measured = read_measured(Path(checked.measured), device.name) if checked.measured else None
-        alone = Hardware(part.machine.name, part.machine, 1, ())
-        costs[device.name] = cost_model(alone, catalog.calibration(device), measured, training=training)
+    for name, alone in by_device(hardware).items():
+        measured = read_measured(Path(checked.measured), name) if checked.measured else None
+        costs[name] = cost_model(alone, catalog.calibration(alone.device), measured, training=training)
     first, *others = costs.items()
-    return Setup(checked, model, hardware, first[1], dict(others))
+    return Setup(checked, model, hardware, first[1], dict(others), _pools(checked, catalog))
+
+
+def _pools(scenario: Scenario, catalog: Catalog) -> tuple[tuple[Hardware, CostModel] | None, ...]:
+    """Return hardware and cost model of each pool of a fleet that has its own."""
+    if not isinstance(scenario, ServingScenario) or scenario.fleet is None:
+        return ()
+    found: list[tuple[Hardware, CostModel] | None] = []
+    for pool in scenario.fleet.all_pools:
+        if pool.hardware is None:
+            found.append(None)
+            continue
+        hardware = catalog.hardware(pool.hardware)
+        found.append((hardware, cost_model(hardware, catalog.calibration(hardware.device))))
+    return tuple(found) if any(found) else ()
+
+
+def by_device(hardware: Hardware) -> dict[str, Hardware]:
+    """Return a node for each kind of accelerator, in rank order."""
+    found: dict[str, Hardware] = {}
+    for part in hardware.parts:
+        found.setdefault(part.machine.ranks[0].device.name, Hardware(part.machine.name, part.machine, 1, ()))
+    return found
 
 
 def cost_model(

@@ -25,13 +25,14 @@ _LIMIT = "#c9302c"
 
 def series_figure(series: Series, *, title: str = "") -> Figure:
     """Draw requests in the queue, sequences in the batch and the KV cache's occupancy over time, one below the other."""
-    figure, rows = panels(3, 1, 5.2)
-    scale, unit = time_unit(series.end - float(series.time[0]))
-    moments = np.append(series.time, series.end) / scale
-    drawn = (
+    drawn = [
         (series.waiting, "waiting requests", PALETTE[1]), (series.running, "running sequences", PALETTE[0]),
         (100.0 * series.kv_share, "KV cache in use [%]", PALETTE[2]),
-    )  # fmt: skip
+    ]  # fmt: skip
+    drawn = [one for one in drawn if len(one[0])]
+    figure, rows = panels(len(drawn), 1, 0.4 + 1.6 * len(drawn))
+    scale, unit = time_unit(series.end - float(series.time[0]))
+    moments = np.append(series.time, series.end) / scale
     for axes, (values, label, colour) in zip(rows, drawn, strict=True):
         axes.fill_between(
             moments, np.append(values, values[-1]), step="post", color=colour, linewidth=0, alpha=0.85,
@@ -76,7 +77,8 @@ def curve_figure(curve: LoadCurve) -> Figure:
         bounds = curve.goal.slo.bounds if curve.goal.slo else {}
         if stem in bounds:
             axes.axhline(bounds[stem], color=_LIMIT, linewidth=1.2, linestyle=(0, (5, 2)), label="objective")
-        axes.set(ylabel=name, yscale="log")
+        axes.set_ylabel(name)
+        _logarithmic(axes)
         legend(axes)
     _line(places[2], loads, [point.rate for point in curve.points], holds, PALETTE[9], "offered")
     if curve.goal.slo:
@@ -89,7 +91,8 @@ def curve_figure(curve: LoadCurve) -> Figure:
     joules = [point.joules_per_token for point in curve.points]
     # a joule a token is a megajoule a million of them
     _line(places[3], loads, joules, holds, PALETTE[3], "megajoules a million tokens")
-    places[3].set(ylabel="a million output tokens", yscale="log")
+    places[3].set_ylabel("a million output tokens")
+    _logarithmic(places[3])
     legend(places[3])
     for axes in places[2:]:
         axes.set_xlabel(KNOBS[curve.knob])
@@ -108,7 +111,7 @@ def pareto_figure(pareto: Pareto) -> Figure:
     axes.plot([p.tokens_per_user for p in front], [p.tokens_per_gpu for p in front], color=INK, linewidth=1.0, label="front")
     for (label, members), colour in zip(groups.items(), PALETTE * (1 + len(groups) // len(PALETTE)), strict=False):
         x, y, on = (np.array(column) for column in zip(*members, strict=True))
-        axes.scatter(x[on], y[on], color=colour, s=30, zorder=3, label=label)
+        axes.scatter(x[on], y[on], color=colour, s=30, zorder=3, label=label if on.any() else "_")
         axes.scatter(x[~on], y[~on], facecolor="none", edgecolor=colour, s=30, zorder=3, label="_" if on.any() else label)
     axes.set(
         xlabel="output tokens per second of a user", ylabel="output tokens per second of an accelerator", xlim=(0, None),
@@ -125,7 +128,17 @@ def _line(
     places, values = np.array(x), np.array(y)
     axes.plot(places, values, color=colour, linewidth=1.2, label=label)
     axes.scatter(places[holds], values[holds], color=colour, s=20, zorder=3)
-    axes.scatter(places[~holds], values[~holds], facecolor="white", edgecolor=colour, s=20, zorder=3)
+    axes.scatter(places[~holds], values[~holds], facecolor="none", edgecolor=colour, s=20, zorder=3)
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Give an axis ticks at 1, 2 and 5 times powers of ten, as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _title(axes: Axes, title: str) -> None:

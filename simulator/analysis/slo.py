@@ -177,7 +177,16 @@ def _throughput(result: Result, start: float, stop: float, replicas: float) -> t
     made = float(decoded @ (inside / seconds)) + float(((first > start) & (first <= stop)).sum())
     # of a static batch the slots that are done count as well, and what is computed again would count twice
     useful = float(np.sum(requests["output"])) / (float(decoded.sum()) + len(first))
-    return replicas * made * useful / (stop - start), min(1.0, float(inside.sum()) / (stop - start))
+    # iterations of several replicas do not say how busy one is
+    busy = result.outcome.busy_fraction if overlapping(log) else float(inside.sum()) / (stop - start)
+    return replicas * made * useful / (stop - start), min(1.0, busy)
+
+
+def overlapping(log: Mapping[str, Any]) -> bool:
+    """Whether a log's iterations run beside each other: those of several replicas, or of pipeline stages."""
+    begun = np.asarray(log["start"])
+    end = begun + np.asarray(log["seconds"])
+    return bool((begun[1:] < end[:-1] * (1.0 - 1e-9) - 1e-9).any())
 
 
 def judge(seen: Sample, goal: Goal, slower: float = 1.0, later: float = 1.0) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -9,9 +10,12 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -39,6 +43,32 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file of bytes; errors as for :func:`writing`."""
     with _told(path):
         path.write_bytes(data)
+
+
+def drawing(file: Path | None, option: str = "--plot") -> None:
+    """Refuse a name that no figure can be written under, before anything is computed."""
+    if file is not None and file.suffix not in (".png", ".svg"):
+        raise click.UsageError(f"{option} {file}: expected a name that ends in .png or .svg")
+
+
+def write_figure(file: Path, figure: Figure) -> None:
+    """Write a figure as PNG or SVG, as its name says, and note it."""
+    from simulator.analysis.figures import png, svg
+
+    if file.suffix == ".svg":
+        write_text(file, svg(figure))
+    else:
+        write_bytes(file, png(figure))
+    note(f"wrote {file}")
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write equal rows as CSV with a header, in SI units, and note it."""
+    with writing(file) as stream:
+        table = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    note(f"wrote {file}")
 
 
 @contextmanager

@@ -19,6 +19,10 @@ FLAGS = (
     Flag("--weights", "strategy.weight_precision", "Format that weights are stored in (int4, fp8, ...)."),
     Flag("--kv", "strategy.kv_precision", "Format that keys and values are stored in."),
     Flag("--memory-utilization", "strategy.memory_utilization", "Share of device memory that may be used."),
+    Flag("--slo-ttft", "slo.time_to_first_token", "Objective: time to first token of a request, '500 ms'."),
+    Flag("--slo-tpot", "slo.time_per_output_token", "Objective: time per output token of a request, '50 ms'."),
+    Flag("--slo-e2e", "slo.end_to_end", "Objective: end-to-end time of a request."),
+    Flag("--slo-share", "slo.share", "Share of the requests that must hold all of it (0.9)."),
     Flag(
         "--limit-ttft",
         "limit.time_to_first_token_p99",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from simulator.cli.options import assigned, json_option, path_option, scenario_argument, set_option
-from simulator.cli.output import note, print_json, print_lines, write_bytes, write_text
+from simulator.cli.output import drawing, note, print_json, print_lines, write_figure, write_text
 
 if TYPE_CHECKING:
     from simulator.analysis import Sweep
@@ -47,6 +47,7 @@ def command(
     from simulator.analysis import whatif
     from simulator.report.text import sweep_lines
 
+    drawing(plot)
     vary = {key: split_values(key, text) for key, text in assigned(varied, "--vary").items()}
     sweep = whatif(scenario, vary, paths=paths, overrides=assigned(assignments), jobs=jobs)
     if as_json:
@@ -59,7 +60,7 @@ def command(
         write_text(csv_file, csv_text(sweep))
         note(f"wrote {csv_file}")
     if plot is not None:
-        _draw(sweep, plot)
+        write_figure(plot, sweep.plot())
 
 
 def split_values(key: str, text: str) -> list[str]:
@@ -84,16 +85,3 @@ def csv_text(sweep: Sweep) -> str:
     writer.writeheader()
     writer.writerows(sweep.rows)
     return buffer.getvalue()
-
-
-def _draw(sweep: Sweep, file: Path) -> None:
-    from simulator.analysis.figures import png, svg
-
-    if file.suffix not in (".png", ".svg"):
-        raise click.UsageError(f"--plot {file}: expected a name that ends in .png or .svg")
-    figure = sweep.plot()
-    if file.suffix == ".svg":
-        write_text(file, svg(figure))
-    else:
-        write_bytes(file, png(figure))
-    note(f"wrote {file}")

@@ -26,6 +26,7 @@ def attention_time(
     head_dims: Numeric,
     size: Numeric,
     *,
+    ends: Numeric,
     peak: Numeric,
     bandwidth: Numeric,
     units: float,
@@ -51,6 +52,9 @@ def attention_time(
         Sum of the dimensions of keys and values.
     size : number or array
         Bytes of queries, keys, values and outputs.
+    ends : number or array
+        Those of them that wait at the start or end of a tile: all, where a tile of queries sees few keys; in the backward pass,
+        whose tiles are of keys, these, values and the gradients of both.
     peak, bandwidth, units : float
         Matrix peak [FLOP/s], memory bandwidth [B/s], units that tiles spread over.
     peak_efficiency, memory_efficiency, softmax_dim, tile, tile_latency, tail, exposed_traffic, base_latency : float
@@ -70,8 +74,8 @@ def attention_time(
     they are ragged (their mean is half of the longest over a whole causal sequence), short ones fill the gaps and the
     end comes ``tail`` waves after an even share. It never comes before that of the longest tile. Each pair also costs
     one exponential on a slower unit, in the forward and again in the backward pass, worth ``softmax_dim`` of the head
-    dimension (Shah et al. 2024, section 3.2). Loading queries and writing outputs stands at both ends of a tile, where
-    no product hides it: ``exposed_traffic`` of the traffic adds to the products' time.
+    dimension (Shah et al. 2024, section 3.2). What passes at both ends of a tile no product hides: ``exposed_traffic`` of it
+    adds to the products' time; what streams through the loop is hidden.
     """
     tiles = ceil(queries / tile)
     reach = ceil(keys / MASKED_ROWS) * MASKED_ROWS
@@ -82,8 +86,10 @@ def attention_time(
     ragged = smaller(2.0 - 2.0 * mean / reach, 1.0)
     waves = even + ragged * tail + (1.0 - ragged) * (ceil(even) - even)
     compute = larger(waves * (step * mean + tile_latency), step * reach + tile_latency)
-    memory = size / (bandwidth * memory_efficiency)
-    exposed = exposed_traffic * memory
+    memory, exposed = (
+        size / (bandwidth * memory_efficiency),
+        exposed_traffic * ends / (bandwidth * memory_efficiency),
+    )
     time = overlap(compute, memory - exposed) + exposed + base_latency
     return Parts(time, compute, memory, 0.0, base_latency)
 

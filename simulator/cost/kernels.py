@@ -178,8 +178,9 @@ class Kernels:
     def _prefill(self, work: Attention) -> Parts:
         c = self.constants["attention"]
         efficiency = c["backward_efficiency"] if work.backward else c["peak_efficiency"]
-        if work.latent and not work.backward:
-            efficiency = self.constants["latent_attention"]["prefill_efficiency"]
+        if work.latent:
+            # longer products for each score help both passes alike
+            efficiency *= self.constants["latent_attention"]["prefill_efficiency"] / c["peak_efficiency"]
         if work.kv_bytes < work.activation_bytes:
             efficiency *= c["narrow_efficiency"]
         if work.kernel != "latest":
@@ -187,9 +188,11 @@ class Kernels:
         # a tile of queries sees its window and its own rows
         keys = smaller(work.keys, work.window + c["tile"]) if np.any(np.isfinite(work.window)) else work.keys
         size = (2.5 * work.attended_bytes if work.backward else work.attended_bytes) / work.passes
+        # a tile of the backward pass stays with its keys and values, and writes their gradients at its end
+        ends = 2.0 * work.cache_bytes if work.backward else work.attended_bytes
         one = attention_time(
             work.batch, work.heads, work.queries, keys / work.passes, work.pairs / work.passes,
-            work.qk_dim + work.v_dim, size,
+            work.qk_dim + work.v_dim, size, ends=ends / work.passes,
             peak=self._peak(work.format, True), products=BACKWARD_PRODUCTS if work.backward else 1.0,
             units=self.common["units"], peak_efficiency=efficiency,
             softmax_dim=c["softmax_dim"] * self._unit_rate(work.format),

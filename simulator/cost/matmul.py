@@ -19,6 +19,8 @@ PARTIAL_BYTES = 8.0
 """Traffic of one element of a partial sum of split-K: written and read once in fp32."""
 SCALE_BLOCK = 128.0
 """Elements of k that share a scale in block-scaled products (DeepSeek-AI 2024, arXiv:2412.19437, section 3.3.2)."""
+HALF_BYTES = 2.0
+"""Of an output's element that ``epilogue_rate`` is meant for."""
 Array = npt.NDArray[np.float64]
 
 
@@ -121,6 +123,9 @@ split_latency, unit_bandwidth, step_latency, promotion_rate : float
 
     per_area, per_edge = 2.0 * base / rate, 2.0 * tile_edge / rate
     per_output, per_promotion = 1.0 / epilogue_rate, promotions / (SCALE_BLOCK * promotion_rate)
+    if step_latency:
+        # partial and final sums fill the registers: no other tile's loop hides the way of wider outputs
+        per_output *= max(1.0, out_bytes / HALF_BYTES)
 
     def candidate(
         tm: Any, tn: Any, split: Any, partials: Any, limit: Any, area: Any, edges: Any

@@ -177,10 +177,13 @@ def _ledger(use: MemoryUse) -> Table:
 
 def _bottleneck(result: Result) -> Table:
     total = result.outcome.total_time
+    phases = result.phases
     rows = tuple(
-        (name, quantity(share * total, "seconds"), percent(share)) for name, share in result.shares.items()
+        (name, quantity(share * total, "seconds"), percent(share), *(percent(each.get(name, 0.0)) for each in phases.values()))
+        for name, share in result.shares.items()
     )
-    return Table("Time by what binds it", ("bottleneck", "seconds", "share"), rows, (1, 2))
+    header = ("bottleneck", "seconds", "share", *(f"of {phase}" for phase in phases))
+    return Table("Time by what binds it", header, rows, tuple(range(1, len(header))))
 
 
 def _classes(result: Result) -> Table:

@@ -53,6 +53,8 @@ def _drawings(result: Result) -> dict[str, list[Drawing]]:
             Drawing(svg(plots.plot_sensitivity(result)), "Each hardware figure raised by 10 % on its own.")
         ],
     }
+    if {"requests", "iterations"} <= set(result.outcome.tables):
+        found["requests"] = _request_drawings(result)
     timeline = result.timeline
     if timeline is not None and timeline.n_tasks:
         found["footprint"] = [
@@ -67,6 +69,16 @@ def _drawings(result: Result) -> dict[str, list[Drawing]]:
             closer = Drawing(svg(plots.plot_timeline(result, window)), "A closer look, half-way through.")
             found["timeline"].append(closer)
     return found
+
+
+def _request_drawings(result: Result) -> list[Drawing]:
+    from simulator.analysis.distribution import plot_latencies, plot_series
+    from simulator.analysis.figures import svg
+
+    return [
+        Drawing(svg(plot_latencies(result)), "Share of the requests that are served within a time."),
+        Drawing(svg(plot_series(result)), "What waits, what runs, and what the KV cache holds."),
+    ]
 
 
 def _drawn_memories(result: Result, timeline: Timeline) -> list[str | None]:

@@ -119,7 +119,9 @@ def fleet_lines(found: Fleet) -> list[str]:
     largest, knob = found.largest, found.largest.knob
     peak = found.load * (1.0 + found.headroom)
     asked = f"{load_text(found.load, knob)}, up to {load_text(peak, knob)} with {percent(found.headroom)} headroom"
-    counted = f"{found.replicas} + {found.spares} spare, {found.devices:,} accelerators in {found.nodes:,} nodes"
+    whole = found.largest.result.setup.hardware.machine.node
+    counted = f"{found.replicas} + {found.spares} spare, {found.devices:,} accelerators"
+    counted += f" in {found.nodes:,} x {whole.name}" if whole is not None else ""
     each = f"{load_text(found.per_replica, knob)} (80 %: {_span(*_per_replica(found), knob)} by the cost model)"
     lines = [title(largest.result), "", *labelled("load", asked, 24), *labelled("replicas", counted, 24)]
     lines += labelled("a replica holds", each, 24)

@@ -2,6 +2,7 @@
 
 from simulator.serving.iteration import Pricer, Steps
 from simulator.serving.kv_cache import LayerGroup, PagedCache
+from simulator.serving.pipeline import PipelinePricer
 from simulator.serving.plan import ReplicaPlan, make_plan
 from simulator.serving.remedies import remedies
 from simulator.serving.scheduler import Policy, Served, serve
@@ -10,6 +11,6 @@ from simulator.serving.step_time import StepPricer
 from simulator.serving.workload import Requests, closed_loop, draw_requests
 
 __all__ = [
-    "LayerGroup", "PagedCache", "Policy", "Pricer", "ReplicaPlan", "Requests", "Served", "StepPricer", "Steps", "draw_requests",
-    "make_plan", "remedies", "serve", "simulate",
+    "LayerGroup", "PagedCache", "PipelinePricer", "Policy", "Pricer", "ReplicaPlan", "Requests", "Served", "StepPricer", "Steps",
+    "closed_loop", "draw_requests", "make_plan", "remedies", "serve", "simulate",
 ]  # fmt: skip

@@ -88,12 +88,21 @@ class Copies:
             return [], 0.0
         before = 0.0 if self._overlap else sum(self._times())
         tasks: list[int] = []
-        for (way, channel), size in sorted(self._pending.items(), key=lambda item: item[0][0] != "swapped out"):
+        for (way, channel), size in sorted(
+            self._pending.items(), key=lambda item: item[0][0] != "swapped out"
+        ):
             stream = self.streams[way != "swapped out"]
             after = tasks[-1:] if not self._overlap else []
             tasks.append(
                 simulation.transfer(
-                    (), size, after=after, latency=channel.latency, max_rate=channel.rate, stream=stream, tag=way, name=way
+                    (),
+                    size,
+                    after=after,
+                    latency=channel.latency,
+                    max_rate=channel.rate,
+                    stream=stream,
+                    tag=way,
+                    name=way,
                 )
             )
         self._pending.clear()

@@ -89,6 +89,14 @@ class PagedCache:
     block_size: int
     capacity: float
     """Bytes of all blocks [B]: a whole number of them, where all layers keep the same positions."""
+    block_bytes: float = field(init=False, repr=False, compare=False)
+    """Bytes of a block of tokens in all layers [B]."""
+    _windowed: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        size = sum(group.token_bytes for group in self.groups) * self.block_size
+        object.__setattr__(self, "block_bytes", size)
+        object.__setattr__(self, "_windowed", any(np.isfinite(group.window) for group in self.groups))
 
     @staticmethod
     def of(graph: ModelGraph, block_size: int, room: float) -> PagedCache:
@@ -103,6 +111,8 @@ class PagedCache:
     def size(self, tokens: Numeric) -> Any:
         """Bytes that a sequence of ``tokens`` positions holds, in whole blocks [B]; an array gives an array."""
         blocks = np.ceil(np.asarray(tokens, float) / self.block_size)
+        if not self._windowed:
+            return blocks * self.block_bytes
         total: Any = 0.0
         for group in self.groups:
             # a window that is not aligned with blocks touches one more
@@ -118,11 +128,6 @@ class PagedCache:
     def growth_time(self) -> float:
         """Nothing is mapped while requests run [s/B]."""
         return 0.0
-
-    @property
-    def block_bytes(self) -> float:
-        """Bytes of a block of tokens in all layers [B]."""
-        return sum(group.token_bytes for group in self.groups) * self.block_size
 
     @property
     def tokens(self) -> int:
@@ -214,7 +219,7 @@ class VirtualCache:
 
     def most(self, new: int) -> float:
         """Bytes that ``new`` further tokens of a sequence take at most [B]."""
-        return sum((np.floor(new * row / self.page) + 1.0) * together for row, together, _ in self._steps)
+        return sum(float(new * row // self.page + 1.0) * together for row, together, _ in self._steps)
 
     @property
     def growth_time(self) -> float:

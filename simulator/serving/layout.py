@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from simulator.graph.routing import load_nodes
+from simulator.graph.routing import REACH_SHARE, busiest_share, load_nodes
 from simulator.specs import Hardware, MemroofError, Model, ServingStrategy, Span
 
 ExchangeKernel = Literal["collective", "normal", "low-latency", "auto"]
@@ -165,8 +165,8 @@ def _check(strategy: ServingStrategy, model: Model, hardware: Hardware) -> None:
         )
     if strategy.expert_exchange != "collective" and not (data > 1 and expert == ranks):
         raise MemroofError(
-            f"expert_exchange {strategy.expert_exchange!r} sends tokens to whole experts: it needs attention_data_parallel above 1 "
-            f"and expert_parallel {ranks}, all GPUs of a stage"
+            f"expert_exchange {strategy.expert_exchange!r} sends tokens to whole experts: it needs attention_data_parallel above "
+            f"1 and expert_parallel {ranks}, all GPUs of a stage"
         )
 
 
@@ -198,7 +198,8 @@ def busiest_place(experts: int, places: int, redundant: int, skew: float, tokens
     """
     if not skew:
         return 1.0
-    loads = np.sort(np.asarray(load_nodes(skew, max(0.8 * tokens, 1.0), experts), float))[::-1]
+    reach = max(REACH_SHARE * tokens, 1.0)
+    loads = np.sort(np.asarray(load_nodes(skew, reach, experts), float))[::-1]
     copies = np.ones(experts)
     for _ in range(redundant):
         copies[np.argmax(loads / copies)] += 1
@@ -209,4 +210,6 @@ def busiest_place(experts: int, places: int, redundant: int, skew: float, tokens
         place = int(np.argmin(np.where(room > 0, filled, np.inf)))
         filled[place] += piece
         room[place] -= 1
-    return float(filled.max() / filled.mean())
+    packed = float(filled.max() / filled.mean())
+    # the law's quantiles overstate the largest of few draws: never worse than at random
+    return min(packed, float(busiest_share(experts, places, skew, reach)))

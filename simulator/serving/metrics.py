@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.serving.kv_cache import PagedCache
+from simulator.serving.kv_cache import KVCache
 from simulator.serving.scheduler import Served
 from simulator.serving.workload import Floats
 from simulator.specs import ServiceObjective
@@ -185,7 +185,7 @@ def throughput_metrics(served: Served, replicas: int, gpus: int, error: float) -
     return {key: Metric(label, values[key], "1/s", error, "higher") for key, label in RATES.items()}
 
 
-def state_metrics(served: Served, cache: PagedCache) -> dict[str, Metric]:
+def state_metrics(served: Served, cache: KVCache) -> dict[str, Metric]:
     """Cache capacity and peak, batch, preemptions, and requests that wait when the last one arrives."""
     log = served.log
     batch = np.array(log.decoding) + np.array(log.prefilling)
@@ -234,9 +234,14 @@ def tables(served: Served, frontend: float = 0.0) -> dict[str, Mapping[str, Any]
     by_request = {
         "arrival": requests.arrival, "prompt": requests.prompt, "output": requests.output,
         "admitted": served.admitted, "first_token": served.first_token, "end": served.end,
+        "found": served.found, **_given(priority=requests.priority, kind=requests.kind),
         **request_latencies(served, frontend),
     }  # fmt: skip
     return {
         "requests": by_request,
         "iterations": {name: np.array(column) for name, column in vars(log).items()},
     }
+
+
+def _given(**columns: Any) -> dict[str, Any]:
+    return {name: column for name, column in columns.items() if column is not None}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from simulator.cost import peak_flops
 from simulator.graph import Numerics, Shape, build
-from simulator.serving.kv_cache import PagedCache
+from simulator.serving.caching import NOTHING, Caching, make_cache, make_caching
+from simulator.serving.kv_cache import KVCache
 from simulator.serving.layout import Layout, make_layout, stages
 from simulator.serving.pipeline import PipelinePricer
 from simulator.serving.scheduler import Policy
@@ -38,12 +39,14 @@ class ReplicaPlan:
         Limits of the scheduler.
     pricer : StepPricer or PipelinePricer
         Iteration times.
-    cache : PagedCache
-        KV blocks of one GPU.
+    cache : KVCache
+        What sequences hold of one GPU.
     usable : float
         Bytes of one GPU that the engine may use [B].
     resident : mapping of str to float
         What is there besides the KV cache, by category [B].
+    caching : Caching
+        Prefix cache, and the tiers that blocks move to.
     """
 
     strategy: ServingStrategy
@@ -52,9 +55,10 @@ class ReplicaPlan:
     requests: Requests
     policy: Policy
     pricer: StepPricer | PipelinePricer
-    cache: PagedCache
+    cache: KVCache
     usable: float
     resident: Mapping[str, float]
+    caching: Caching = NOTHING
 
     @property
     def gpus(self) -> int:
@@ -83,40 +87,62 @@ def make_plan(setup: Setup) -> ReplicaPlan:
     scenario = setup.scenario
     if not isinstance(scenario, ServingScenario):
         raise MemroofError(f"scenario {scenario.name!r} is of kind {scenario.kind!r}, not 'serving'")
-    strategy, hardware, constants = scenario.strategy, setup.hardware, setup.cost.calibration.host
+    strategy, hardware = scenario.strategy, setup.hardware
     check(strategy, setup.model, hardware)
     requests = draw_requests(scenario.workload)
-    _check_lengths(requests, strategy, setup.model)
+    check_lengths(requests, strategy, setup.model)
     layout = make_layout(strategy, setup.model, hardware)
     replicas = min(hardware.size // layout.gpus, len(requests))
+    return plan_replica(setup, scenario, layout, replicas, requests.share(replicas * layout.data))
+
+
+def plan_replica(
+    setup: Setup, scenario: ServingScenario, layout: Layout, replicas: int, requests: Requests
+) -> ReplicaPlan:
+    """Plan one of equal replicas that gets these requests; nothing is checked."""
+    strategy, hardware, constants = scenario.strategy, setup.hardware, setup.cost.calibration.host
     numerics = _numerics(strategy)
     hidden = 0.0 if strategy.schedule_ahead else constants.step
     host = hidden if strategy.host_overhead is None else strategy.host_overhead
-    stages = _stages(setup, strategy, layout, numerics, float(host or 0.0))
+    pricers = _kept_stages(setup, strategy, layout, numerics, float(host or 0.0))
     policy = Policy(
-        strategy.max_batch, strategy.max_batched_tokens * layout.pipeline, strategy.chunked_prefill, strategy.batching == "static",
-        strategy.watermark, strategy.schedule_ahead,
-        float(scenario.workload.think_time or 0.0) + float(strategy.frontend_latency or 0.0),
+        strategy.max_batch, strategy.max_batched_tokens * layout.pipeline, strategy.chunked_prefill,
+        strategy.batching == "static", 0.0 if strategy.kv_layout == "contiguous" else strategy.watermark,
+        strategy.schedule_ahead, float(scenario.workload.think_time or 0.0) + float(strategy.frontend_latency or 0.0),
+        strategy.iteration, strategy.order, strategy.priority_preemption, strategy.preemption == "swap",
+        strategy.overlap_transfers, float(strategy.frontend_latency or 0.0),
     )  # fmt: skip
-    requests = requests.share(replicas * layout.data)
     sequences = min(policy.max_batch, len(requests))
     tokens = min(strategy.max_batched_tokens, int((requests.prompt + requests.output).sum()))
     usable = float(hardware.memory.capacity * strategy.memory_utilization)
 
-    def fill(stage: StepPricer) -> tuple[PagedCache, dict[str, float]]:
+    def fill(stage: StepPricer) -> tuple[KVCache, dict[str, float]]:
         resident = {
             "weights": stage.weight_bytes,
             "activations": stage.workspace_bytes(tokens, sequences),
             "context": float(constants.context_bytes or 0.0),
         }
-        return PagedCache.of(stage.graph(), strategy.block_size, usable - sum(resident.values())), resident
+        return make_cache(strategy, setup.model, stage.graph(), usable - sum(resident.values())), resident
 
     # all stages keep the same sequences: the one that holds the fewest tokens binds
     cache, resident = min(
-        (fill(stage) for stage in dict.fromkeys(stages)), key=lambda filled: (filled[0].tokens, -sum(filled[1].values()))
+        (fill(stage) for stage in dict.fromkeys(pricers)), key=lambda filled: (filled[0].tokens, -sum(filled[1].values()))
     )  # fmt: skip
-    pricer = stages[0] if len(stages) == 1 else PipelinePricer(stages)
-    return ReplicaPlan(strategy, replicas, layout, requests, policy, pricer, cache, usable, resident)
+    pricer = pricers[0] if len(pricers) == 1 else PipelinePricer(pricers)
+    caching = make_caching(strategy, hardware, setup.cost.calibration, cache, layout.gpus)
+    return ReplicaPlan(strategy, replicas, layout, requests, policy, pricer, cache, usable, resident, caching)
+
+
+def _kept_stages(
+    setup: Setup, strategy: ServingStrategy, layout: Layout, numerics: Numerics, host: float
+) -> tuple[StepPricer, ...]:
+    """Return the pricers of an earlier run, tables and all, where nothing that they rest on is another object."""
+    rests_on = (setup.model, setup.cost, setup.hardware, strategy)
+    kept = setup.memo.get(id(strategy))
+    if kept is None or any(then is not now for then, now in zip(kept[0], rests_on, strict=True)):
+        kept = setup.memo[id(strategy)] = (rests_on, _stages(setup, strategy, layout, numerics, host))
+    pricers: tuple[StepPricer, ...] = kept[1]
+    return pricers
 
 
 def _stages(
@@ -130,7 +156,7 @@ def _stages(
     else:
         kinds = ()
     found: dict[object, StepPricer] = {}
-    pricers = []
+    pricers: list[StepPricer] = []
     for layers in stages(model.num_hidden_layers, layout.pipeline):
         ends = (layers.start == 0, layers.stop == model.num_hidden_layers)
         key = (ends, tuple(sorted(kinds[layers.start : layers.stop])))
@@ -182,13 +208,17 @@ def heads_allow(model: Model, tensor: int) -> bool:
     return whole and (model.mla is not None or model.kv_heads % tensor == 0 or tensor % model.kv_heads == 0)
 
 
-def _check_lengths(requests: Requests, strategy: ServingStrategy, model: Model) -> None:
+def check_lengths(requests: Requests, strategy: ServingStrategy, model: Model) -> None:
+    """Refuse requests that are longer than the model's positions, or than what the strategy can hold at once."""
     longest = requests.longest + 1
     if longest > model.max_position_embeddings:
         raise MemroofError(
             f"a request of {longest} tokens exceeds the {model.max_position_embeddings} positions of {model.name}; "
             "lower the lengths or give them a 'maximum'"
         )
+    reserved = strategy.reserved_tokens
+    if reserved is not None and longest > reserved:
+        raise MemroofError(f"reserved_tokens ({reserved}) must hold the longest request ({longest} tokens)")
     if not strategy.chunked_prefill and longest > strategy.max_batched_tokens:
         raise MemroofError(
             f"without chunked_prefill max_batched_tokens ({strategy.max_batched_tokens}) must hold the longest request "

@@ -17,24 +17,23 @@ found no room at the first step finds none at the next.
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from simulator.engine import Program, Simulation
-from simulator.serving.arrivals import Arrivals
-from simulator.serving.copies import Copies
-from simulator.serving.iteration import Pricer
-from simulator.serving.kv_cache import KVCache, stored
-from simulator.serving.policies import Key, Line, Policy
+from simulator.serving.iteration import Pricer, Steps
+from simulator.serving.kv_cache import KVCache
+from simulator.serving.machine import Places, declare
+from simulator.serving.policies import Policy
+from simulator.serving.preemption import Preemption
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.served import Log, Served
 from simulator.serving.tiers import Tier
 from simulator.serving.workload import Floats, Integers, Requests
 
-__all__ = ["Log", "Policy", "Served", "serve"]
+__all__ = ["DecodeRun", "Log", "Places", "Policy", "Replica", "Served", "declare", "serve"]
 
 LONGEST_RUN = 4096
 """Decode steps that are priced at once; a longer run is cut, to the same result."""
@@ -86,12 +85,31 @@ def serve(
     Served
         Every request is complete.
     """
-    return _Replica(
+    return Replica(
         requests, policy, cache, pricer, memory, resident or {}, one_by_one, prefixes, lower, swap
     ).run()
 
 
-class _Replica:
+@dataclass(slots=True)
+class DecodeRun:
+    """Decode steps that run as one task: who, their prices, when each ends after the start [s], and how many are run."""
+
+    ids: Integers
+    steps: Steps
+    times: Floats
+    """With what they wait for pages [s]."""
+    ends: Floats
+    count: int
+    start: float
+    task: int = -1
+
+    @property
+    def last_start(self) -> float:
+        """When the last step begins [s]."""
+        return self.start + float(self.ends[self.count - 2] if self.count > 1 else 0.0)
+
+
+class Replica(Preemption):
     """Waiting, prefilling and decoding requests; wakes up when the engine is free or a request arrives."""
 
     def __init__(
@@ -107,58 +125,23 @@ class _Replica:
         lower: tuple[Tier, ...] = (),
         swap: Tier | None = None,
     ) -> None:
-        self.requests, self.policy, self.cache, self.pricer = requests, policy, cache, pricer
-        self.capacity, self.growth_time = cache.capacity, cache.growth_time
+        super().__init__(requests, policy, cache, prefixes, lower, swap)
+        self.pricer = pricer
         self.longest_run = 1 if one_by_one else LONGEST_RUN
-        self.arrivals = Arrivals(requests, policy)
         self.last_start = 0.0
-        self.line = Line(None if policy.order == "fcfs" else self._key)
-        self.prefilling: list[int] = []
-        self.decoding: list[int] = []
-        self.swapped: list[tuple[Key, int]] = []
-        count = len(requests)
-        self.cached = np.zeros(count, np.int64)
-        self.produced = np.zeros(count, np.int64)
-        self.target = requests.prompt.copy()
-        self.held = np.zeros(count)
-        self.shared = np.zeros(count)
-        self.used = 0.0
-        self.tokens = 0
-        self.windowed = any(np.isfinite(group.window) for group in cache.groups)
-        self.token_bytes = sum(group.token_bytes for group in cache.groups)
-        self.admitted, self.first_token, self.end = (np.full(count, np.nan) for _ in range(3))
-        self.found = np.zeros(count, np.int64)
-        self.preemptions = 0
+        self.admitted, self.first_token, self.end = (np.full(len(requests), np.nan) for _ in range(3))
+        self.found = np.zeros(len(requests), np.int64)
         self.prefill_account: Floats | float = 0.0
         self.decode_account: Floats | float = 0.0
         self.log = Log()
+        self.run_ahead: DecodeRun | None = None
         self.names: dict[str, str] = {}
-        self.prefixes, self.lower, self.swap = prefixes, lower, swap
-        self.block = float(cache.size(prefixes.block_size)) if prefixes else 0.0
-        self.copies = Copies(policy.overlap, swap, lower)
-        self.mapping = self.waiting_for_pages = 0.0
         self._machine(memory, resident)
 
     def _machine(self, memory: tuple[str, float], resident: Mapping[str, float]) -> None:
         program = Program("serving replica")
-        self.stream = program.stream("replica")
-        handle = program.memory(*memory)
-        for category, size in resident.items():
-            program.allocate(handle, size, category, name=category)
-        room: dict[str, float] = {}
-        for tier in (*self.lower, *([self.swap] if self.swap else [])):
-            room[tier.name] = room.get(tier.name, 0.0) + tier.capacity
-        handles = {name: program.memory(name, size) for name, size in room.items()}
-        if handles:
-            self.copies.streams = (program.stream("copies out"), program.stream("copies in"))
-        self.simulation = Simulation(program)
-        self.buffer = self.simulation.allocate(handle, 0.0, "KV cache", name="KV cache")
-        kept = [handle, *(handles[tier.name] for tier in self.lower)] if self.prefixes else []
-        self.kept = [
-            [self.simulation.allocate(where, 0.0, "prefix cache", name="prefix cache"), 0.0] for where in kept
-        ]
-        if self.swap:
-            self.copies.buffer = self.simulation.allocate(handles[self.swap.name], 0.0, "swapped KV", name="swapped KV")
+        places = declare(program, "", memory, resident, self.lower, self.swap)
+        self._begin(Simulation(program), places)
 
     def run(self) -> Served:
         self.simulation.at(self.arrivals.next, self._wake)
@@ -192,18 +175,6 @@ class _Replica:
             self._hold()
             if self.arrivals.next < np.inf:
                 self.simulation.at(self.arrivals.next, self._wake)
-
-    def _key(self, request: int) -> Key:
-        """Place in the order of requests that wait, and from the end in that of requests that are preempted."""
-        value = 0.0
-        if self.policy.order == "priority":
-            value = float(self._priority(request))
-        elif self.policy.order == "shortest-prompt":
-            value = float(self.target[request])
-        return value, self.arrivals.at[request], request
-
-    def _priority(self, request: int) -> int:
-        return 0 if self.requests.priority is None else int(self.requests.priority[request])
 
     # --- what the next iteration holds ---
 
@@ -246,22 +217,6 @@ class _Replica:
             self._publish(request, int(self.cached[request]) + piece)
             budget -= piece
 
-    def _precedes(self, request: int) -> bool:
-        """Whether a waiting request goes before those who are swapped out."""
-        return self.policy.order == "priority" and self._priority(request) < self.swapped[0][0][0]
-
-    def _piece(self, left: int, budget: int) -> int:
-        return min(left, budget) if self.policy.chunked or left <= budget else 0
-
-    def _needs(self, request: int) -> tuple[float, int]:
-        """Bytes that admission takes [B], and tokens that are found."""
-        target = int(self.target[request])
-        size = float(self.cache.size(target))
-        if self.prefixes is None:
-            return size, 0
-        hit = self.prefixes.match(request, target)
-        return size + (hit.room - hit.blocks) * self.block, min(hit.blocks * self.prefixes.block_size, target - 1)
-
     def _admit(self, request: int, budget: int) -> int:
         """Return the tokens of a request's first piece if there is room for it, else 0."""
         size, found = self._needs(request)
@@ -273,10 +228,6 @@ class _Replica:
         return piece
 
     @property
-    def _kept_free(self) -> float:
-        running = self.decoding or self.prefilling
-        return self.policy.watermark * self.capacity if running else 0.0
-
     def _enter(self, request: int, size: float) -> None:
         """Give a request that many bytes [B], less what is shared."""
         self.prefilling.append(request)
@@ -315,163 +266,12 @@ class _Replica:
         for size in reserved(count).tolist():
             self._enter(self.line.pop(), size)
 
-    # --- who gives way ---
-
-    def _yield_to_urgent(self) -> None:
-        """Preempt less urgent requests, the least urgent first, if that lets the next in line in."""
-        policy = self.policy
-        request = self.line.head
-        urgency = self._priority(request)
-        running = self.decoding + self.prefilling
-        if len(running) < policy.max_batch and self._fits(request):
-            return
-        lesser = sorted((r for r in running if self._priority(r) > urgency), key=self._key, reverse=True)
-        size, found = self._needs(request)
-        freed, chosen = 0.0, 0
-        keep = policy.watermark * self.capacity
-        for victim in lesser:
-            freed += float(self.held[victim])
-            chosen += 1
-            if chosen == len(running):
-                keep = 0.0
-            slots = len(running) - chosen < policy.max_batch
-            if slots and self.used - freed + size + keep <= self.capacity:
-                break
-        else:
-            return
-        decoding = len([r for r in self.decoding if r not in lesser[:chosen]]) if policy.mixes else 0
-        if not self._piece(int(self.target[request]) - found, policy.max_tokens - decoding):
-            return
-        for victim in lesser[:chosen]:
-            self._preempt(victim)
-
-    def _fits(self, request: int) -> bool:
-        return self.used + self._needs(request)[0] + self._kept_free <= self.capacity
-
-    def _make_room(self) -> None:
-        """Preempt the latest, or least urgent, requests until those who decode can add a token."""
-        while self._overfull(1):
-            running = self.prefilling or self.decoding
-            if len(self.prefilling) + len(self.decoding) == 1 and self.swapped:
-                self._forget(self.swapped.pop()[1])
-            elif self.policy.order == "priority":
-                self._preempt(max(self.decoding + self.prefilling, key=self._key))
-            else:
-                self._preempt(running[-1])
-
-    def _preempt(self, request: int) -> None:
-        self.preemptions += 1
-        if request in self.prefilling:
-            self.prefilling.remove(request)
-        else:
-            self.decoding.remove(request)
-            size = float(self.held[request])
-            content = float(self.cache.size(self.cached[request])) - float(self.shared[request])
-            if self.policy.swap and self.copies.swap_out(request, min(size, content)):
-                self.used -= size
-                self.held[request] = 0.0
-                self.tokens -= int(self.cached[request])
-                key = float(self._priority(request)) if self.policy.order == "priority" else 0.0
-                insort(self.swapped, ((key, self.arrivals.at[request], request), request))
-                return
-        self._release([request])
-        self._again(request)
-
-    def _again(self, request: int) -> None:
-        """Let a request wait to be computed once more."""
-        self.cached[request] = 0
-        self.target[request] = self.requests.prompt[request] + self.produced[request]
-        self.line.put_back(request)
-
-    def _forget(self, request: int) -> None:
-        """Drop the blocks of a request that is swapped out, and what it refers to."""
-        self.copies.drop(request)
-        if self.prefixes is not None:
-            self.used -= self.prefixes.release(request) * self.block
-            self.shared[request] = 0.0
-        self._again(request)
-
-    def _resume(self) -> None:
-        """Swap in, first who was there first, while there is room."""
-        while self.swapped and len(self.decoding) + len(self.prefilling) < self.policy.max_batch:
-            request = self.swapped[0][1]
-            running = self.decoding or self.prefilling
-            if running and self.line and self._precedes(self.line.head):
-                return
-            size = float(self.cache.size(self.cached[request] + 1)) - float(self.shared[request])
-            if self.used + size + self._kept_free > self.capacity:
-                if running or len(self.swapped) == 1:
-                    return
-                self._forget(self.swapped.pop()[1])
-                continue
-            del self.swapped[0]
-            self.copies.swap_in(request)
-            self.decoding = [*self.decoding, request]
-            self.held[request] = size
-            self.used += size
-            self.tokens += int(self.cached[request])
-            self.mapping += size * self.growth_time
-            self._evict()
-
-    # --- blocks ---
-
-    def _sizes(self, steps: int) -> Floats:
-        sizes = np.asarray(self.cache.size(self.cached[self.decoding] + steps))
-        return sizes if self.prefixes is None else sizes - self.shared[self.decoding]
-
-    def _overfull(self, steps: int) -> bool:
-        # a cheap bound first: a sequence takes at most one block more than its new tokens fill
-        if self.used + len(self.decoding) * self.cache.most(steps) <= self.capacity:
-            return False
-        more = self._sizes(steps).sum() - self.held[self.decoding].sum()
-        return bool(self.used + more > self.capacity)
-
-    def _grow(self, steps: int) -> None:
-        sizes = self._sizes(steps)
-        more = float(sizes.sum() - self.held[self.decoding].sum())
-        self.used += more
-        self.held[self.decoding] = sizes
-        self.mapping += more * self.growth_time
-        self._evict()
-
-    def _release(self, requests: list[int]) -> None:
-        for request in requests if self.prefixes is not None else ():
-            self._publish(request, int(self.cached[request]))
-            self.used -= self.prefixes.release(request) * self.block  # type: ignore[union-attr]
-            self.shared[request] = 0.0
-        self.used -= float(self.held[requests].sum())
-        self.tokens -= int(self.cached[requests].sum())
-        self.held[requests] = 0.0
-
-    def _publish(self, request: int, tokens: int) -> None:
-        """Share a request's whole blocks; those that others share already are given back."""
-        if self.prefixes is None:
-            return
-        moved, double, woken = self.prefixes.publish(request, tokens)
-        if moved:
-            self.held[request] -= moved * self.block
-            self.shared[request] += moved * self.block
-            self.used += (woken - double) * self.block
-
-    def _evict(self) -> None:
-        """Cached prefixes that nobody refers to give way to those who run."""
-        if self.prefixes is not None and self.prefixes.idle:
-            self.prefixes.shrink(int((self.capacity - self.used) / self.block * (1.0 + 1e-12)))
-
-    def _hold(self) -> None:
-        self.simulation.resize(self.buffer, self.used)
-        if self.prefixes is not None:
-            blocks = (self.prefixes.idle, *self.prefixes.lower)
-            for kept, count in zip(self.kept, blocks, strict=True):
-                if kept[1] != count:
-                    kept[1] = count
-                    self.simulation.resize(int(kept[0]), count * self.block)
-        self.copies.hold(self.simulation)
+    @property
 
     # --- iterations ---
 
     def _start_prefill(self, pieces: list[tuple[int, int]]) -> None:
-        decoding = self.decoding if self.policy.mixes else []
+        decoding = self._ids if self.policy.mixes else self._ids[:0]
         ids = np.array([request for request, _ in pieces], np.int64)
         new = np.array([piece for _, piece in pieces], np.int64)
         finished = ids[self.cached[ids] + new == self.target[ids]].tolist()
@@ -486,25 +286,30 @@ class _Replica:
             self.produced[finished] += 1
             fresh = [request for request in finished if np.isnan(self.first_token[request])]
             self.first_token[fresh] = self.simulation.now
-            if decoding:
+            if len(decoding):
                 self.cached[decoding] += 1
                 self.produced[decoding] += 1
-            self.decoding = self.decoding + finished
+            if finished:
+                self.decoding = self.decoding + finished
             self._return_finished()
 
         self.last_start = self.simulation.now
-        tag = "mixed" if decoding else "prefill"
+        tag = "mixed" if len(decoding) else "prefill"
         seconds = self._first_step(float(steps.seconds[0]))
-        self._record(seconds, 1, len(decoding), len(pieces), count)
+        self._record(seconds, 1, len(decoding), len(pieces), count, dict(pieces))
         self._submit(seconds, tag, f"{tag}: {count} tokens", end)
 
     def _start_decode(self) -> None:
+        before = len(self.line), len(self.swapped)
         if not self.policy.static:
             self._make_room()
             self._resume()
-        ids = np.array(self.decoding, np.int64)
+        ids = self._ids
         left = self.requests.output[ids] - self.produced[ids]
         most = min(int(left.max() if self.policy.static else left.min()), self.longest_run)
+        if before != (len(self.line), len(self.swapped)):
+            # somebody gave way or came back after the line was looked at: it is looked at again after a step
+            most = 1
         if self.growth_time:
             most = min(most, max(1, LARGEST_TABLE // len(ids)))
         if not self.policy.static:
@@ -523,23 +328,31 @@ class _Replica:
             self.mapping = 0.0
         self.decode_account = self.decode_account + steps.total(count)
         seconds = float(ends[count - 1])
-        self._record(seconds, count, len(ids), 0, 0)
-        self.last_start = self.simulation.now + float(ends[count - 2] if count > 1 else 0.0)
+        self._record(seconds, count, len(ids), 0, 0, {})
+        run = DecodeRun(ids, steps, times, ends, count, self.simulation.now)
+        self.last_start = run.last_start
+        run.task = self._submit(
+            seconds,
+            "decode",
+            f"decode: {len(ids)} sequences, {count} steps",
+            lambda task: self._end_decode(run),
+        )
+        self.run_ahead = run
 
-        def end(task: int) -> None:
-            self.cached[ids] += count
-            self.produced[ids] += count
-            self.tokens += len(ids) * count
-            self._return_finished()
-
-        self._submit(seconds, "decode", f"decode: {len(ids)} sequences, {count} steps", end)
+    def _end_decode(self, run: DecodeRun) -> None:
+        self.run_ahead = None
+        self.cached[run.ids] += run.count
+        self.produced[run.ids] += run.count
+        self.tokens += len(run.ids) * run.count
+        self._return_finished()
 
     def _mapping_times(self, ids: Integers, steps: int) -> Floats:
         """Time that each of some decode steps waits for its pages [s]."""
         grown = np.arange(1, steps + 1)
         sizes = np.asarray(self.cache.size(self.cached[ids][:, None] + grown)).sum(axis=0)
         # what the first step takes may have been taken already beside prompts
-        return np.diff(sizes, prepend=float(self.held[ids].sum())) * self.growth_time
+        times: Floats = np.diff(sizes, prepend=float(self.held[ids].sum())) * self.growth_time
+        return times
 
     def _first_step(self, seconds: float) -> float:
         """Return how long an iteration takes with the pages and copies that it waits for [s]."""
@@ -548,14 +361,14 @@ class _Replica:
         self.mapping = 0.0
         return self.copies.stretch(seconds)
 
-    def _steps_to_arrival(self, ends: Floats) -> int:
+    def _steps_to_arrival(self, ends: Floats, start: float | None = None) -> int:
         """Return how many steps are over, or under way, when a request arrives that may be let in.
 
         Where iterations are put together ahead, it is let in a step later.
         """
         if self._shut:
             return len(ends)
-        gap = self.arrivals.next - self.simulation.now
+        gap = self.arrivals.next - (self.simulation.now if start is None else start)
         if gap == np.inf:
             return len(ends)
         return int(np.searchsorted(ends, gap)) + 1 + (self.policy.ahead and gap > 0.0)
@@ -572,7 +385,7 @@ class _Replica:
 
     def _return_finished(self) -> None:
         """Return requests whose output is complete; of a static batch all or none."""
-        done = self.produced[self.decoding] >= self.requests.output[self.decoding]
+        done = self.produced[self._ids] >= self.requests.output[self._ids]
         if done.any() and (not self.policy.static or (done.all() and not self.prefilling)):
             ends = done.tolist()
             finished = [request for request, over in zip(self.decoding, ends, strict=True) if over]
@@ -585,7 +398,15 @@ class _Replica:
                     self.arrivals.answer(request, now)
         self._wake()
 
-    def _record(self, seconds: float, steps: int, decoding: int, prefilling: int, tokens: int) -> None:
+    def _record(
+        self,
+        seconds: float,
+        steps: int,
+        decoding: int,
+        prefilling: int,
+        tokens: int,
+        pieces: Mapping[int, int],
+    ) -> None:
         log = self.log
         log.start.append(self.simulation.now)
         log.seconds.append(seconds)
@@ -596,29 +417,17 @@ class _Replica:
         log.waiting.append(len(self.line))
         log.swapped.append(len(self.swapped))
         log.kv_bytes.append(self.used)
-        log.stored_bytes.append(self._stored(tokens, decoding * steps))
+        log.stored_bytes.append(self._stored(tokens + decoding * steps, steps if decoding else 0, pieces))
         log.idle_bytes.append(self.prefixes.idle * self.block if self.prefixes else 0.0)
 
-    def _stored(self, prompts: int, outputs: int) -> float:
-        """Keys and values of those who run after an iteration that adds some tokens [B]."""
-        if not self.windowed:
-            size = (self.tokens + prompts + outputs) * self.token_bytes
-            if self.prefixes is not None:
-                running = self.decoding + self.prefilling
-                size += self.prefixes.active * self.block - float(self.shared[running].sum())
-            return size
-        steps = outputs // max(1, len(self.decoding))
-        before = self.cached[self.prefilling]
-        part = prompts / max(1, len(self.prefilling))
-        decoding = stored(self.cache, self.cached[self.decoding] + steps).sum()
-        return float(decoding + stored(self.cache, before + part).sum())
-
-    def _submit(self, seconds: float, tag: str, name: str, end: Callable[[int], None]) -> None:
+    def _submit(self, seconds: float, tag: str, name: str, end: Callable[[int], None]) -> int:
         self._hold()
         after, before = self.copies.submit(self.simulation)
         # most runs look alike: one text for all of them
         name = self.names.setdefault(name, name)
-        self.simulation.compute(self.stream, seconds - before, after=after, tag=tag, name=name, on_end=end)
+        return self.simulation.compute(
+            self.stream, seconds - before, after=after, tag=tag, name=name, on_end=end
+        )
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

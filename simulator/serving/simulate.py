@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from simulator.cost import peak_flops, relative_error
 from simulator.graph import Shape, build
+from simulator.serving.cache_metrics import cache_metrics, class_metrics
 from simulator.serving.metrics import (
     ITERATION_SPREAD,
     QUEUE_SPREAD,
@@ -65,24 +66,39 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     MemroofError
         If the strategy is not legal for model and hardware.
     """
+    scenario = setup.scenario
+    if isinstance(scenario, ServingScenario) and scenario.fleet is not None:
+        # it is built from what is here
+        from simulator.serving.fleet_outcome import simulate_fleet
+
+        return simulate_fleet(setup, scenario.fleet, detail=detail)
     plan = make_plan(setup)
     name = setup.hardware.memory.name
     if plan.needed > plan.usable:
-        return _unfit(setup, plan)
+        return unfit(setup, plan)
     served = serve(
         plan.requests, plan.policy, plan.cache, plan.pricer,
         memory=(name, plan.usable), resident=plan.resident, one_by_one=detail,
+        **plan.caching.parts(plan.requests, plan.cache),
     )  # fmt: skip
     account = plan.pricer.account(served.account)
-    errors = _errors(setup, plan, served)
-    metrics = _metrics(setup, plan, served, account, errors)
+    spreads = class_spreads(setup, plan, served)
+    metrics = _metrics(setup, plan, served, account, spreads)
     total = duration(served)
     bottlenecks: dict[Bottleneck, float] = dict(account.by_bottleneck)
+    class_times: dict[OperatorClass, float] = dict(account.by_class)
+    waits: tuple[tuple[Bottleneck, OperatorClass, float], ...] = (
+        ("host link", "transfer", served.stall), ("host", "host", served.mapping),
+    )  # fmt: skip
+    for bottleneck, operator_class, seconds in waits:
+        if seconds:
+            bottlenecks[bottleneck] = bottlenecks.get(bottleneck, 0.0) + seconds
+            class_times[operator_class] = class_times.get(operator_class, 0.0) + seconds
     bottlenecks["waiting"] = max(0.0, total - sum(bottlenecks.values()))
     return Outcome(
-        _headline(plan.requests), metrics, (_memory(setup, plan, served),), account.by_class, bottlenecks, total,
+        headline(plan.requests), metrics, (_memory(setup, plan, served), *_lower(plan, served)), class_times, bottlenecks, total,
         _assumptions(setup, plan, served), SOURCES, served.timeline, plan.gpus,
-        min(1.0, account.seconds / total), tables(served, float(plan.strategy.frontend_latency or 0.0)), errors,
+        min(1.0, account.seconds / total), tables(served, float(plan.strategy.frontend_latency or 0.0)), spreads,
         ITERATION_SPREAD, phases=_phases(plan, served),
     )  # fmt: skip
 
@@ -93,13 +109,14 @@ def _phases(plan: ReplicaPlan, served: Served) -> dict[str, dict[Bottleneck, flo
     return {name: plan.pricer.account(account).by_bottleneck for name, account in parts.items()}
 
 
-def _headline(requests: Requests) -> str:
+def headline(requests: Requests) -> str:
+    """Key of the metric that answers a workload."""
     if requests.offline:
         return "output_throughput"
     return "time_per_output_token_p50" if (requests.output > 1).any() else "end_to_end_p50"
 
 
-def _errors(setup: Setup, plan: ReplicaPlan, served: Served) -> dict[OperatorClass, float]:
+def class_spreads(setup: Setup, plan: ReplicaPlan, served: Served) -> dict[OperatorClass, float]:
     """Errors of class sums, from the decode step of a middling context at the largest batch."""
     pricer, requests = plan.pricer, served.requests
     context = float((requests.prompt + requests.output / 2).mean())
@@ -123,6 +140,8 @@ def _metrics(
         spreads = {"time_to_first_token": prefill, "time_per_output_token": run, "end_to_end": run}
         metrics |= objective_metrics(served, scenario.slo, plan.shares, spreads, frontend)
     metrics |= state_metrics(served, plan.cache)
+    metrics |= cache_metrics(served, plan.caching, setup.hardware.memory.name)
+    metrics |= class_metrics(served, frontend, {"time_to_first_token": prefill, "time_per_output_token": run, "end_to_end": run})
     flops = account.flops / account.seconds / peak_flops(setup.cost.device, plan.pricer.numerics.compute)
     traffic = account.traffic / account.seconds / setup.hardware.memory.read.bandwidth
     metrics["mfu"] = Metric("model FLOPs utilisation while busy", flops, "fraction", run, "higher")
@@ -144,7 +163,24 @@ def _memory(setup: Setup, plan: ReplicaPlan, served: Served) -> MemoryUse:
     return MemoryUse(store.name, store.tier, plan.usable, peak.bytes, peak.time, peak.by_category, largest)
 
 
-def _unfit(setup: Setup, plan: ReplicaPlan) -> Outcome:
+def _lower(plan: ReplicaPlan, served: Served) -> tuple[MemoryUse, ...]:
+    """What one GPU's part of DRAM and drives holds at its peak."""
+    room: dict[str, float] = {}
+    for tier in (*plan.caching.lower, plan.caching.swap):
+        if tier is not None:
+            room[tier.name] = room.get(tier.name, 0.0) + tier.capacity
+    uses = []
+    for name, capacity in room.items():
+        peak = served.timeline.ledger.peak(name)
+        largest = tuple(Holding(holder, size) for holder, size in peak.holders)
+        uses.append(
+            MemoryUse(name, name, capacity, peak.bytes, peak.time, peak.by_category, largest, "one GPU's share")
+        )
+    return tuple(uses)
+
+
+def unfit(setup: Setup, plan: ReplicaPlan) -> Outcome:
+    """Answer for a replica whose weights or longest request exceed its memory."""
     store = setup.hardware.memory
     longest = plan.requests.longest
     held = {**plan.resident, "KV cache": float(plan.cache.size(longest))}
@@ -163,8 +199,7 @@ def _unfit(setup: Setup, plan: ReplicaPlan) -> Outcome:
     notes = (
         "nothing was run: weights, workspace and the cache of the longest request exceed the memory that may be used",
     )
-    headline = _headline(plan.requests)
-    return Outcome(headline, metrics, (memory,), {}, {}, 0.0, notes, SOURCES, None, plan.gpus, 0.0)
+    return Outcome(headline(plan.requests), metrics, (memory,), {}, {}, 0.0, notes, SOURCES, None, plan.gpus, 0.0)
 
 
 def _assumptions(setup: Setup, plan: ReplicaPlan, served: Served) -> tuple[str, ...]:

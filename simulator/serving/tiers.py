@@ -34,7 +34,9 @@ class Tier:
     down: Channel
 
 
-def find_tier(hardware: Hardware, calibration: Calibration, name: str, size: float | None, copies: int) -> Tier:
+def find_tier(
+    hardware: Hardware, calibration: Calibration, name: str, size: float | None, copies: int
+) -> Tier:
     """Return what one accelerator gets of a tier of its node.
 
     Parameters
@@ -64,7 +66,9 @@ def find_tier(hardware: Hardware, calibration: Calibration, name: str, size: flo
         )
     whole = sum(store.capacity for store in stores)
     if size is not None and size > whole:
-        raise MemroofError(f"{size / 2**30:.0f} GiB of {name} exceed the {whole / 2**30:.0f} GiB of {hardware.name}")
+        raise MemroofError(
+            f"{size / 2**30:.0f} GiB of {name} exceed the {whole / 2**30:.0f} GiB of {hardware.name}"
+        )
     ranks = machine.ranks
     used = [stores[index * len(stores) // len(ranks)] for index in range(len(ranks))]
     share = (whole if size is None else size) / len(ranks)

@@ -113,9 +113,12 @@ class _Columns:
 
     def done(self, block_tokens: int) -> Recorded:
         shared = any(self.blocks)
+        prompt, output, priority, kind = (
+            np.array(column, np.int64) for column in (self.prompt, self.output, self.priority, self.kind)
+        )
         return Recorded(
-            np.array(self.arrival), *(np.array(c, np.int64) for c in (self.prompt, self.output, self.priority, self.kind)),
-            tuple(self.names), self.blocks if shared else None, block_tokens,
+            np.array(self.arrival), prompt, output, priority, kind, tuple(self.names), self.blocks if shared else None,
+            block_tokens,
         )  # fmt: skip
 
 

@@ -222,7 +222,7 @@ def _drawn(workload: ServingWorkload) -> Requests:
     """Everything but arrivals, which are at time 0 for first turns."""
     kinds = workload.kinds
     count = workload.requests or REQUESTS
-    if any(kind.prompt is None or kind.output is None for kind in kinds):
+    if not kinds:
         raise MemroofError("the workload needs the lengths 'prompt' and 'output'")
     kind = np.zeros(count, np.int64)
     if len(kinds) > 1:

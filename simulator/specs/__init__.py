@@ -13,7 +13,8 @@ from simulator.specs.network import PairRates, Part
 from simulator.specs.offload_scenario import OffloadScenario, OffloadStrategy, OffloadWorkload
 from simulator.specs.operations import Operations
 from simulator.specs.scenario import Scenario
-from simulator.specs.serving_scenario import ServiceObjective, ServingScenario, ServingStrategy, ServingWorkload
+from simulator.specs.serving_scenario import ServiceObjective, ServingScenario, ServingStrategy
+from simulator.specs.serving_workload import ServingWorkload
 from simulator.specs.training_scenario import TrainingScenario, TrainingStrategy, TrainingWorkload
 
 __all__ = [

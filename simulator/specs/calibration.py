@@ -119,7 +119,7 @@ class AttentionConstants(Spec):
     tail: Number | None = None
     """Waves of tiles that the last units end later than an even share."""
     exposed_traffic: Number | None = None
-    """Share of the traffic of queries, keys, values and outputs that no product hides."""
+    """Share of the traffic at both ends of a tile that no product hides."""
     narrow_efficiency: Number | None = None
     """Factor on the peak where the cache has fewer bytes an element than the queries."""
     flash_2: Fraction | None = None

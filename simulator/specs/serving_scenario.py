@@ -12,8 +12,8 @@ from simulator.specs.base import Bytes, Seconds, Spec
 from simulator.specs.hardware import NumberFormat
 from simulator.specs.model import Natural, Positive
 from simulator.specs.scenario_base import Fraction, ScenarioBase, Share
+from simulator.specs.serving_fleet import Fleet, Pool
 from simulator.specs.serving_workload import ServingWorkload
-
 
 CAPTURED = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
 """Counts of tokens that vLLM captures by default (cudagraph_capture_sizes of its configuration)."""
@@ -220,3 +220,25 @@ class ServingScenario(ScenarioBase):
     strategy: ServingStrategy = ServingStrategy()
     slo: ServiceObjective | None = None
     """Service-level objective by request; ``limit`` bounds percentiles instead."""
+    fleet: Fleet | None = None
+    """Replicas behind a router, all simulated; if absent, equal replicas take requests in turn and one of them is simulated."""
+
+    @model_validator(mode="after")
+    def _pools(self) -> ServingScenario:
+        if self.fleet:
+            for pool in self.fleet.all_pools:
+                self.of_pool(pool)
+        return self
+
+    def of_pool(self, pool: Pool) -> ServingScenario:
+        """Return the scenario of one pool's replicas, without a fleet.
+
+        Raises
+        ------
+        ValueError
+            If its options are not those of a strategy.
+        """
+        given = {name: getattr(self.strategy, name) for name in self.strategy.model_fields_set}
+        strategy = ServingStrategy.model_validate({**given, **pool.strategy})
+        changed = {"strategy": strategy, "fleet": None, "hardware": pool.hardware or self.hardware}
+        return self.model_copy(update=changed)

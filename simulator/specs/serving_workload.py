@@ -204,9 +204,11 @@ class ServingWorkload(Spec):
 
     @property
     def kinds(self) -> builtins.tuple[RequestClass, ...]:
-        """The classes of random requests; a plain workload is one without a name."""
+        """The classes of random requests; a plain workload is one without a name, a given list has none."""
         if self.classes is not None:
             return self.classes
+        if self.prompt is None or self.output is None:
+            return ()
         return (
             RequestClass.model_construct(
                 name="", share=1.0, prompt=self.prompt, output=self.output, priority=self.priority,

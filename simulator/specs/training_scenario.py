@@ -69,8 +69,8 @@ class TrainingStrategy(Spec):
     reshard_after_forward: bool = True
     """ZeRO-3: gathered parameters are dropped after the forward pass and gathered again in the backward pass."""
     gather_unit: Literal["layer", "tensor"] = "layer"
-    """ZeRO-3: what one collective carries: all parameters of a layer, in one buffer (FSDP), or one tensor, copied to and from a list
-    with an entry for each rank (DeepSpeed of 2021)."""
+    """ZeRO-3: what one collective carries: all parameters of a layer, in one buffer (FSDP), or one tensor, copied to and from a
+    list with an entry for each rank (DeepSpeed of 2021)."""
     prefetch: Natural = 1
     """ZeRO-3: layers whose parameters are gathered ahead of the one that runs."""
 
@@ -96,7 +96,8 @@ class TrainingStrategy(Spec):
     fused_attention: bool = True
     """FlashAttention-like kernels, which keep no scores; false: scores, softmax and dropout as separate kernels."""
     attention_kernel: Literal["latest", "flash-2", "flash-1"] = "latest"
-    """Generation of fused attention: the best there is on the device (FlashAttention-3, cuDNN), or FlashAttention of 2023 or 2022."""
+    """Generation of fused attention: the best there is on the device (FlashAttention-3, cuDNN), or FlashAttention of 2023 or
+    2022."""
     fused_accumulation: bool = True
     """Products of weight gradients add to the sum over micro-batches (Megatron-LM from 2022 on); false: a kernel after each."""
     fused_loss: bool = True

@@ -13,7 +13,7 @@ import numpy as np
 from simulator.cost import Breakdown, class_errors, peak_flops, relative_error
 from simulator.engine import Timeline
 from simulator.graph import Attention, Matmul, Shape, Work, build, dropped_share
-from simulator.specs import OperatorClass, Span, TrainingStrategy
+from simulator.specs import Operations, OperatorClass, Span, TrainingStrategy
 from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup, constants_used
 from simulator.training.lower import GATHER, REDUCTION, Lowered, Replica
 from simulator.training.passes import EXCHANGE
@@ -23,6 +23,7 @@ from simulator.training.states import checkpoint_bytes
 from simulator.training.work import StageWork
 
 if TYPE_CHECKING:
+    from simulator.training.plan import Plan
     from simulator.training.step import Step
 
 ALLOCATED_ERROR, RESERVED_ERROR = 0.01, 0.05
@@ -150,7 +151,7 @@ def _accounts(
     updates = float((timeline.end - timeline.start)[tasks & (timeline.tag == _tag(lowered, "optimizer"))].sum())
     # what passes take beyond their kernels: units that collectives beside them occupy; less where pairs hide exchanges
     beside = busy - updates - float(total.time)
-    network = waits.network + max(0.0, beside)
+    network = waits.network + (beside if beside > 1e-9 * busy else 0.0)
     if beside < -1e-9 * busy:
         exchange = _bottleneck(EXCHANGE, step)
         binds[exchange] = max(0.0, binds.get(exchange, 0.0) + beside)
@@ -315,17 +316,42 @@ def _issued(strategy: TrainingStrategy) -> str:
     return f"every operator issued by the CPU (eager){modules}"
 
 
+def _ranks(plan: Plan) -> str:
+    """Degrees in the order of ranks, neighbours first."""
+    degrees = {"tensor": plan.tensor, "context": plan.context, "data": plan.data, "pipeline": plan.pipeline}
+    if plan.groups.stages_inside:
+        degrees["data"] = degrees.pop("data")
+    if plan.context == 1:
+        del degrees["context"]
+    return f"{' x '.join(map(str, degrees.values()))} ranks ({', '.join(degrees)})"
+
+
+def _operations(operations: Operations) -> str:
+    """What is taken into account of a long run."""
+    given = {
+        "failures": operations.mtbf_per_gpu or operations.mtbf_per_node, "checkpoints": operations.checkpoints,
+        "planned stops": operations.planned_stops, "slow ranks": operations.straggler_spread,
+        "data loading": operations.loading, "evaluation": operations.evaluation_share,
+    }  # fmt: skip
+    counted = [name for name, value in given.items() if value]
+    left = [name for name, value in given.items() if not value]
+    return f"of a long run: {', '.join(counted) or 'nothing'}" + (f"; no {', no '.join(left)}" if left else "")
+
+
 def _assumptions(step: Step) -> tuple[str, ...]:
     strategy, plan = step.strategy, step.plan
     lines = [
-        constants_used(step.cost.calibration),
-        f"{plan.tensor} x {plan.pipeline} x {plan.data} ranks (tensor, pipeline, data) in this order over the nodes; "
-        "equal ranks simulated once",
+        *dict.fromkeys(
+            constants_used(cost.calibration) for cost in (step.setup.cost, *step.setup.others.values())
+        ),
+        f"{_ranks(plan)} in this order over the nodes; equal ranks simulated once",
         "fused attention" if strategy.fused_attention else "attention as separate kernels, scores kept in memory",
         _issued(strategy),
     ]  # fmt: skip
     if step.scenario.operations is None:
         lines.append("no data loading, no stragglers, no failures")
+    else:
+        lines.append(_operations(step.scenario.operations))
     if plan.tensor > 1:
         lines.append(f"tensor-parallel collectives {_TENSOR_OVERLAP[strategy.overlap_tensor_parallel]}")
     if plan.groups.replicas > 1:

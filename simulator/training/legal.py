@@ -204,8 +204,8 @@ def _schedule(scenario: TrainingScenario, model: Model, groups: Groups, micro_ba
     table = pipeline(strategy.schedule, stages, micro_batches, chunks, pair=strategy.overlap_expert_parallel)
     if not strategy.reshard_after_forward and in_flight(table.orders[0]) > 1:
         yield (
-            "strategy.reshard_after_forward: false keeps parameters of one micro-batch at a time; where several are under way use "
-            "zero_stage 2, which keeps them through the step"
+            "strategy.reshard_after_forward: false keeps parameters of one micro-batch at a time; where several are under way "
+            "use zero_stage 2, which keeps them through the step"
         )
     places = kind.places(stages, chunks)
     layers = model.num_hidden_layers + model.num_encoder_layers

@@ -337,7 +337,11 @@ def _between(block: Block) -> Numeric:
         if op.weight_gradient:
             kept.update({name: block.tensors[name].size for name in op.saves})
             kept.update(
-                {f"gradient of {name}": block.tensors[name].size for name in op.outputs if name != op.cast_copy}
+                {
+                    f"gradient of {name}": block.tensors[name].size
+                    for name in op.outputs
+                    if name != op.cast_copy
+                }
             )
     return _total(kept.values())
 

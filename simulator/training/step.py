@@ -28,6 +28,8 @@ from simulator.training.states import Elements, ModelStates, model_states
 from simulator.training.weights import Weights, block_weights, stage_weights
 from simulator.training.work import LayerMessages, Message, StageWork
 
+ROOM = 0.97
+"""Share of the memory that ``recompute: optimal`` fills; the rest is for rounding and fragmentation of the allocator."""
 MAXIMUM_TASKS = 4_000_000
 """Tasks of a step beyond which a run would take minutes; refused with a word on what to change."""
 
@@ -166,7 +168,7 @@ class Step:
         choice = choose(
             [(block, sum(other is block for other in blocks)) for block in layers.values()],
             [{op.name: op.time for op in self.pricer.layer(block).operators["forward"]} for block in layers.values()],
-            self.capacity - kept,
+            ROOM * self.capacity - kept,
             held=held,
             working=max((float(end.backward_peak) for end in ends), default=0.0),
             numerics=self.plan.numerics,

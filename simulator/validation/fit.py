@@ -215,7 +215,10 @@ def _fit(
     searches = [(search(given, choice), choice) for choice in fit.choices for given in fit.starts]
     solution, choice = min(searches, key=lambda found: float(found[0].cost))
     found = low * np.exp(solution.x - 1.0)
-    moves = np.linalg.norm(solution.jac, axis=0) > 0.0
+    moves = [
+        moved or _felt(residuals, solution.x, i, width, choice)
+        for i, moved in enumerate(solution.jac.any(axis=0))
+    ]
     values = {
         (c.section, c.name): float(f"{v:.4g}")
         for c, v, moved in zip(fit.constants, found.tolist(), moves, strict=True)
@@ -238,6 +241,19 @@ def _fit(
     )  # fmt: skip
     undetermined = tuple((c.section, c.name) for c in fit.constants if (c.section, c.name) not in values)
     return Fitted(fit.operator_class, parts[0][1].device, values, record, _rounded(spread), undetermined)
+
+
+def _felt(
+    residuals: Any, point: FloatArray, index: int, width: FloatArray, choice: Mapping[tuple[str, str], float]
+) -> bool:
+    """Whether a constant that nothing depends on near the solution does so elsewhere: a limit that another one sets there."""
+    there = residuals(point, choice)
+    for end in (1.0, 1.0 + width[index]):
+        moved = point.copy()
+        moved[index] = end
+        if not np.array_equal(residuals(moved, choice), there):
+            return True
+    return False
 
 
 def _judging(fit: Fit, name: str, part: Part, seed: int) -> Any:

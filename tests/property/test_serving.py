@@ -12,10 +12,10 @@ from simulator.serving import LayerGroup, PagedCache, Policy, Requests, Steps, c
 from simulator.serving.kv_cache import ContiguousCache, VirtualCache
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.prefixes import Prefixes, grouped_texts, own_texts
-from simulator.serving.scheduler import _Replica
+from simulator.serving.scheduler import Replica
 from simulator.serving.tiers import Channel, Tier
 
-laws = settings(derandomize=True, max_examples=80, deadline=None, database=None)
+laws = settings(derandomize=True, max_examples=150, deadline=None, database=None)
 
 
 class CurvedPricer:
@@ -79,6 +79,8 @@ def workloads(draw, session=EITHER):
         arrival, whole, output, priority=priority, texts=grouped_texts(group, texts, whole, output)
     )
     if draw(session):
+        # few values, so that no arrival is within rounding of the end of a step
+        pauses = st.lists(st.sampled_from([0.0, 0.137, 1.9]), min_size=count, max_size=count)
         turn = np.array([index % 3 for index in range(count)])
         prompts, ends = prompt.copy(), prompt + output
         for index in np.flatnonzero(turn):
@@ -89,7 +91,7 @@ def workloads(draw, session=EITHER):
         parent = np.where(turn > 0, np.arange(count) - 1, -1)
         requests = Requests(
             np.where(turn > 0, np.inf, arrival), prompts, output, priority=priority, following=following,
-            pause=np.array(gaps), texts=Prefixes(parent, ends, np.arange(count)),
+            pause=np.array(draw(pauses)), texts=Prefixes(parent, ends, np.arange(count)),
         )  # fmt: skip
     if draw(st.booleans()):
         requests = closed_loop(requests, draw(st.integers(1, count)))
@@ -114,7 +116,9 @@ def cases(draw, static=EITHER, roomy=EITHER, plain=EITHER):
     cache, room = case.cache, 1e9
     if not draw(roomy):
         room = float(cache.size(requests.longest)) * draw(st.floats(1.0, 2.5))
-    return replace(case, cache=replace(cache, **{"capacity" if hasattr(cache, "block_size") else "room": room}))
+    return replace(
+        case, cache=replace(cache, **{"capacity" if hasattr(cache, "block_size") else "room": room})
+    )
 
 
 @st.composite
@@ -139,7 +143,9 @@ def rich(draw, case):
         cache = ContiguousCache(groups, case.requests.longest + draw(st.integers(0, 9)), 0.0)
         return replace(case, policy=replace(policy, watermark=0.0), cache=cache, swap=swap)
     if layout == "virtual":
-        cache = VirtualCache(groups, draw(st.sampled_from([4.0, 16.0])), 0.0, draw(st.sampled_from([0.0, 0.03])))
+        cache = VirtualCache(
+            groups, draw(st.sampled_from([4.0, 16.0])), 0.0, draw(st.sampled_from([0.0, 0.03]))
+        )
         return replace(case, policy=policy, cache=cache, swap=swap)
     return replace(case, policy=policy, swap=swap)
 
@@ -166,7 +172,7 @@ def test_every_request_is_complete_and_in_order(case):
     assert (served.requests.arrival <= served.admitted).all()
     assert (served.admitted < served.first_token).all()
     assert (served.first_token <= served.end).all()
-    if not served.preemptions:
+    if not served.preemptions and case.policy.order == "fcfs":
         assert (np.diff(served.first_token) >= 0.0).all()
         assert (np.diff(served.admitted) >= 0.0).all()
 
@@ -180,7 +186,9 @@ def test_no_iteration_exceeds_batch_budget_or_cache(case):
     assert (
         np.array(log.prefill_tokens) + np.where(np.array(log.prefilling) > 0, decoding, 0)
     ).max() <= case.policy.max_tokens
-    assert max(log.kv_bytes) <= case.cache.capacity
+    slack = case.cache.capacity * (1 + 1e-12)
+    assert max(log.kv_bytes + log.idle_bytes) <= slack
+    assert (log.stored_bytes <= log.kv_bytes * (1 + 1e-12)).all()
 
 
 @laws
@@ -188,37 +196,69 @@ def test_no_iteration_exceeds_batch_budget_or_cache(case):
 def test_each_token_is_computed_once_or_again_after_preemption(case):
     served = case.serve()
     log = served.log
-    prompts, outputs = served.requests.prompt.sum(), served.requests.output.sum()
+    prompts = served.requests.prompt.sum() - served.found.sum()
     if served.preemptions:
-        assert sum(log.prefill_tokens) > prompts
+        assert sum(log.prefill_tokens) >= prompts - (served.found.sum() if case.caching else 0)
     else:
         assert sum(log.prefill_tokens) == prompts
         if not case.policy.static:
             decoded = np.array(log.decoding) @ np.array(log.steps)
-            assert decoded + len(served.requests) == outputs
+            assert decoded + len(served.requests) == served.requests.output.sum()
 
 
-class _Audited(_Replica):
+class _Audited(Replica):
     """Recounts the blocks at each event."""
 
     def _record(self, *args: Any) -> None:
         running = [*self.decoding, *self.prefilling]
-        assert len(set(running) | set(self.waiting)) == len(running) + len(self.waiting)
-        assert self.used == self.held.sum() == self.held[running].sum()
-        assert (self.held[running] >= self.cache.size(self.cached[running])).all()
+        swapped = [request for _, request in self.swapped]
+        places = [*running, *swapped, *(r for r in range(len(self.requests)) if r in self.line)]
+        assert len(set(places)) == len(places)
+        active = self.prefixes.active * self.block if self.prefixes else 0.0
+        assert self.used == self.held.sum() + active
+        assert self.held.sum() == self.held[running].sum()
+        assert self.tokens == self.cached[running].sum()
+        assert (self.held[running] + self.shared[running] >= self.cache.size(self.cached[running])).all()
+        if self.prefixes:
+            self._recount([*running, *swapped])
         super()._record(*args)
+
+    def _recount(self, referring: list[int]) -> None:
+        cache = self.prefixes
+        bounds = np.array(cache._bound)
+        assert (np.diff(bounds, axis=0) >= 0).all()
+        assert (bounds[-1] <= np.array(cache._end) - np.array(cache._first)).all()
+        assert cache.lower == np.diff(bounds, axis=0).sum(axis=1).tolist()
+        assert all(used <= room for used, room in zip(cache.lower, cache._room, strict=True))
+        references = np.zeros(len(cache._parent), int)
+        for request in referring:
+            count, blocks = cache._held[request]
+            references[cache._paths[request][:count]] += 1
+            assert self.shared[request] == blocks * self.block
+        assert references.tolist() == cache._references
+        assert (cache.active, cache.idle) == (
+            bounds[0][references > 0].sum(),
+            bounds[0][references == 0].sum(),
+        )
+        assert sorted(cache._order[0]) == np.flatnonzero((references == 0) & (bounds[0] > 0)).tolist()
 
 
 @laws
 @given(cases())
 def test_blocks_are_conserved(case):
-    replica = _Audited(case.requests, case.policy, case.cache, CurvedPricer(), ("hbm", np.inf), {}, False)
+    replica = _Audited(
+        case.requests, case.policy, case.cache, CurvedPricer(), ("hbm", np.inf), {}, False, **case.parts()
+    )
     served = replica.run()
     assert replica.used == 0.0
+    assert replica.tokens == 0
     assert not replica.held.any()
     _, resident = served.timeline.ledger.resident("hbm")
     assert max(resident["KV cache"], default=0.0) == max(served.log.kv_bytes)
     assert resident["KV cache"][-1] == 0.0
+    if case.swap:
+        assert not replica.copies._sizes
+        assert served.moved.get("swapped in", 0.0) <= served.moved.get("swapped out", 0.0)
 
 
 @laws
@@ -226,7 +266,7 @@ def test_blocks_are_conserved(case):
 def test_time_is_busy_or_waiting_for_requests(case):
     served = case.serve()
     busy = served.account.sum()
-    assert busy == pytest.approx(sum(served.log.seconds), rel=1e-9)
+    assert busy + served.stall + served.mapping == pytest.approx(sum(served.log.seconds), rel=1e-9)
     assert busy <= served.makespan * (1 + 1e-12)
     starts, seconds = np.array(served.log.start), np.array(served.log.seconds)
     assert (starts[1:] >= (starts + seconds)[:-1] * (1 - 1e-12)).all()
@@ -239,7 +279,7 @@ def test_a_second_run_is_the_same_to_the_byte(case):
 
 
 @laws
-@given(cases(static=st.just(False), roomy=st.just(True)), st.floats(1.0, 3.0))
+@given(cases(static=st.just(False), roomy=st.just(True), plain=st.just(True)), st.floats(1.0, 3.0))
 def test_slower_iterations_end_later(case, factor):
     class Slower(CurvedPricer):
         def decode(self, contexts, steps):

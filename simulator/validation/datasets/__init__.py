@@ -28,6 +28,7 @@ MODULES: tuple[str, ...] = (
     "frameworks",
     "fsdp",
     "claims",
+    "scenarios",
 )
 """Modules of this package, in the order in which their data sets are printed."""
 

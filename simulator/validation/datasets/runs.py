@@ -18,17 +18,16 @@ from simulator.cost import CostModel
 from simulator.offload.plan import make_plan as plan_offload
 from simulator.offload.run import resident
 from simulator.serving import make_plan as plan_serving
-from simulator.specs import Calibration, Catalog, MemroofError, SpecError
+from simulator.serving.fleet_plan import make_fleet
+from simulator.specs import Calibration, Catalog, MemroofError, ServingScenario, SpecError
 from simulator.strategy import Metric, Setup
 from simulator.validation.dataset import FloatArray, Part, labels
 
 if TYPE_CHECKING:
     import pandas as pd
 
-DISAGGREGATED = "prefill and decode on separate GPUs: no strategy yet"
-DATA_PARALLEL = "attention data-parallel: no strategy yet"
-EXPERT_PARALLEL = "experts over ranks while serving: no strategy yet"
-PIPELINE_PARALLEL = "pipeline-parallel serving: no strategy yet"
+DISAGGREGATED = "prefill and decode on separate GPUs: a data set of their own"
+PIPELINE_PARALLEL = "pipeline-parallel serving: one node's stages are not stated"
 UNKNOWN_MODEL = "model is not in the zoo"
 UNKNOWN_DEVICE = "device is not in the catalog"
 TOO_LARGE = "predicted not to fit"
@@ -81,6 +80,8 @@ def _loaded(text: str, catalog: Catalog) -> Case | str:
 def _fits(setup: Setup) -> bool:
     if setup.scenario.kind == "offload":
         return all(use.free >= 0 for use in resident(plan_offload(setup)))
+    if isinstance(setup.scenario, ServingScenario) and setup.scenario.fleet is not None:
+        return make_fleet(setup, setup.scenario.fleet).fits
     plan = plan_serving(setup)
     return plan.needed <= plan.usable
 

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.specs import Catalog
+from simulator.specs import Catalog, MemroofError
 from simulator.validation.dataset import Part, TableDataSet, keep
 from simulator.validation.datasets.devices import AICONFIGURATOR
 from simulator.validation.datasets.runs import (
-    DATA_PARALLEL,
     DISAGGREGATED,
-    EXPERT_PARALLEL,
     PIPELINE_PARALLEL,
     UNKNOWN_DEVICE,
     UNKNOWN_MODEL,
@@ -43,6 +41,10 @@ MODELS = {
     "meta-llama/Llama-3.1-70B": "llama3.1-70b", "meta-llama/Llama-3.1-8B-Instruct": "llama3.1-8b",
     "nvidia/Llama-3.1-8B-Instruct-FP8": "llama3.1-8b", "openai/gpt-oss-120b": "gpt-oss-120b",
 }  # fmt: skip
+DENSE = (
+    "Qwen/Qwen3-32B", "nvidia/Qwen3-32B-NVFP4", "meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-8B-Instruct",
+    "nvidia/Llama-3.1-8B-Instruct-FP8",
+)  # fmt: skip
 MOST = 140
 """Rows that are simulated; of more, those whose labels hash lowest."""
 ROUNDS = 10
@@ -75,7 +77,7 @@ def numerics(mode: str, device: str, kv: str | None) -> dict[str, str]:
 def closed_loop(
     device: str,
     model: str,
-    tensor: int,
+    gpus: int,
     isl: Any,
     osl: Any,
     concurrency: int,
@@ -87,13 +89,13 @@ def closed_loop(
     The host of these servers is hidden: they launch CUDA graphs and schedule the next iteration while one runs.
     """
     return {
-        "kind": "serving", "hardware": {"device": device, "count": tensor}, "model": model,
+        "kind": "serving", "hardware": {"device": device, "count": gpus}, "model": model,
         "workload": {
             "arrival": "closed", "concurrency": concurrency, "requests": max(concurrency, min(LARGEST, ROUNDS * concurrency)),
             "prompt": isl, "output": osl,
         },
         "strategy": {
-            "tensor_parallel": tensor, "max_batch": max(concurrency, 1), "max_batched_tokens": 8192,
+            "tensor_parallel": gpus, "max_batch": max(concurrency, 1), "max_batched_tokens": 8192,
             "schedule_ahead": True, "frontend_latency": FRONTEND, **formats, **strategy,
         },
     }  # fmt: skip
@@ -106,15 +108,39 @@ def lengths(tokens: float, spread: bool) -> Any:
 
 def _content(row: Any) -> Content:
     public = "gap-analysis" not in str(row.source_dump)
-    device, tensor, ours = DEVICES[row.system], int(row.tp_size), row.backend == "trtllm"
+    device, ours = DEVICES[row.system], row.backend == "trtllm"
+    cut = degrees(row, "")
+    ranks = cut["tensor_parallel"] * cut.get("attention_data_parallel", 1)
     formats = numerics(str(row.gemm_quant_mode), device, "fp8" if public else None)
-    # where a point is of several replicas, concurrency is theirs together and the batch that of one
-    clients = int(row.concurrency if np.isnan(row.batch_size) else min(row.concurrency, row.batch_size))
+    # where a point is of several replicas, concurrency is theirs together and the batch that of one group
+    groups = cut.get("attention_data_parallel", 1)
+    clients = int(row.concurrency if np.isnan(row.batch_size) else min(row.concurrency, groups * row.batch_size))
     return closed_loop(
-        device, MODELS[row.model_path], tensor, lengths(row.isl, public), lengths(row.osl, public), clients, formats,
+        device, MODELS[row.model_path], ranks, lengths(row.isl, public), lengths(row.osl, public), clients, formats,
         all_reduce="push" if ours else "pull",
-        max_batched_tokens=int(row.isl) + clients if ours and not public else max(BUDGET, clients),
+        max_batched_tokens=int(row.isl) + clients if ours and not public else max(BUDGET, clients), **cut,
     )  # fmt: skip
+
+
+def degrees(row: Any, phase: str) -> dict[str, int]:
+    """Return the parallel degrees of a row, of both phases or of one (``prefill_``, ``decode_``)."""
+
+    def degree(name: str) -> int:
+        value = getattr(row, f"{phase}{name}")
+        return 1 if np.isnan(value) else max(1, int(value))
+
+    tensor, data, expert = degree("tp_size"), degree("attention_dp_size"), degree("moe_ep_size")
+    if degree("pp_size") > 1:
+        raise MemroofError(PIPELINE_PARALLEL)
+    if row.model_path in DENSE:
+        if data > 1:
+            raise MemroofError("a dense model's replicas counted as data-parallel attention")
+        return {"tensor_parallel": tensor}
+    if expert > 1 and expert * degree("moe_tp_size") != tensor * data:
+        raise MemroofError("attention and experts are cut over different groups")
+    if tensor * data > 8 and not str(row.system).startswith("gb"):
+        raise MemroofError("a replica over several nodes, whose network is not stated")
+    return {"tensor_parallel": tensor, "attention_data_parallel": data, "expert_parallel": expert}
 
 
 def _covered(frame: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
@@ -123,17 +149,6 @@ def _covered(frame: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
     frame = keep(frame, frame["system"].isin(DEVICES), UNKNOWN_DEVICE, skipped)
     frame = keep(frame, frame["concurrency"].notna(), "concurrency is not stated", skipped)
     frame = keep(frame, frame["gemm_quant_mode"].notna(), "number format is not stated", skipped)
-    frame = keep(frame, frame["pp_size"].fillna(1) <= 1, PIPELINE_PARALLEL, skipped)
-    frame = keep(frame, frame["attention_dp_size"].fillna(1) <= 1, DATA_PARALLEL, skipped)
-    frame = keep(frame, frame["moe_ep_size"].fillna(1) <= 1, EXPERT_PARALLEL, skipped)
-    tensor, experts = frame["tp_size"], frame["moe_tp_size"].fillna(1)
-    frame = keep(
-        frame,
-        (experts <= 1) | (experts == tensor),
-        "attention and experts are cut over different groups",
-        skipped,
-    )
-    frame = keep(frame, frame["tp_size"] <= 8, "a replica over more than 8 GPUs", skipped)
     same = frame.duplicated(["id", "ttft_ms", "tpot_ms"]) | frame.duplicated(
         [
             "model_path",
@@ -142,6 +157,8 @@ def _covered(frame: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
             "isl",
             "osl",
             "tp_size",
+            "attention_dp_size",
+            "moe_ep_size",
             "gemm_quant_mode",
             "concurrency",
             "ttft_ms",
@@ -161,6 +178,59 @@ def _split(
     )  # fmt: skip
 
 
+# --- prefill and decode apart ---
+
+MOST_APART = 60
+"""Rows with prefill and decode apart that are simulated."""
+LARGEST_APART = 1024
+"""Clients of such a row at most."""
+INSIDE, BETWEEN = "900 GB/s", "50 GB/s"
+"""What joins a GPU of one pool with one of the other, each way: NVLink 5 inside a rack of 72, else 400 Gb/s a GPU (assumed)."""
+
+
+def _apart_content(row: Any) -> Content:
+    """Pools of the stated workers; the first token comes from who decodes, as these servers stream."""
+    device = DEVICES[row.system]
+    pools: dict[str, Any] = {}
+    for phase in ("prefill", "decode"):
+        cut, workers = degrees(row, f"{phase}_"), int(getattr(row, f"{phase}_num_workers"))
+        ranks = cut["tensor_parallel"] * cut.get("attention_data_parallel", 1)
+        if row.backend == "sglang" and cut.get("expert_parallel", 1) == ranks > cut["tensor_parallel"]:
+            cut = {**cut, "expert_exchange": "auto"}
+        pools[phase] = {
+            "hardware": {"device": device, "count": workers * ranks}, "replicas": workers, "strategy": cut
+        }
+    formats = numerics(str(row.gemm_quant_mode), device, "fp8")
+    content = closed_loop(
+        device, MODELS[row.model_path], 1, lengths(row.isl, True), lengths(row.osl, True), int(row.concurrency), formats,
+        all_reduce="push" if row.backend == "trtllm" else "pull",
+    )  # fmt: skip
+    strategy = {**content["strategy"], "max_batch": LARGEST_APART}
+    fleet = {
+        "router": "least-requests", **pools, "first_token": "decode",
+        "bandwidth": INSIDE if str(row.system).startswith("gb") else BETWEEN,
+    }  # fmt: skip
+    return {**content, "strategy": strategy, "fleet": fleet}
+
+
+def _apart(
+    frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, column: str, quantity: str
+) -> Sequence[Part]:
+    frame = keep(frame, frame["mode"] == "disagg", "prefill and decode on the same GPUs", skipped)
+    frame = keep(frame, frame["model_path"].isin(MODELS), UNKNOWN_MODEL, skipped)
+    frame = keep(frame, frame["system"].isin(DEVICES), UNKNOWN_DEVICE, skipped)
+    stated = frame["prefill_num_workers"].notna() & frame["decode_num_workers"].notna()
+    frame = keep(frame, stated, "counts of workers are not stated", skipped)
+    frame = keep(frame, frame["gemm_quant_mode"].notna(), "number format is not stated", skipped)
+    frame = keep(frame, frame["concurrency"] <= LARGEST_APART, "more clients than are simulated", skipped)
+    frame = keep(frame, ~frame.duplicated(["ttft_ms", "tpot_ms"]), "the same point again", skipped)
+    frame = thin(frame, ("id", "source_dump"), MOST_APART, skipped)
+    return run_parts(
+        frame, catalog, skipped, content=_apart_content, measured=lambda rows: rows[column].to_numpy(float) * 1e-3,
+        quantity=metric(quantity), groups=("model_path", "system", "backend", "isl", "osl"),
+    )  # fmt: skip
+
+
 DATASETS = (
     TableDataSet(
         "aiconfigurator/serving_ttft_tpot.csv#tpot",
@@ -169,5 +239,13 @@ DATASETS = (
     TableDataSet(
         "aiconfigurator/serving_ttft_tpot.csv#ttft",
         partial(_split, column="ttft_ms", quantity="time_to_first_token_mean"),
+    ),
+    TableDataSet(
+        "aiconfigurator/serving_ttft_tpot.csv#apart-tpot",
+        partial(_apart, column="tpot_ms", quantity="time_per_output_token_p50"),
+    ),
+    TableDataSet(
+        "aiconfigurator/serving_ttft_tpot.csv#apart-ttft",
+        partial(_apart, column="ttft_ms", quantity="time_to_first_token_mean"),
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,6 @@ import numpy as np
 from simulator.specs import Catalog, MemroofError
 from simulator.validation.dataset import FloatArray, Part, TableDataSet, keep
 from simulator.validation.datasets.runs import (
-    DATA_PARALLEL,
-    PIPELINE_PARALLEL,
     TOO_LARGE,
     UNKNOWN_DEVICE,
     UNKNOWN_MODEL,
@@ -50,37 +49,36 @@ TOKENS = 3_000_000
 """Output tokens of a run, within 256 to 3,000 requests: enough for ramp and drain to be a small part, as in the tables."""
 
 
-def tensor_degree(parallelism: str) -> int:
-    """Read ``TP8`` or ``TP4,PP1``; raises :class:`MemroofError` where it says more than tensor parallelism."""
+def degrees(parallelism: str) -> dict[str, int]:
+    """Read ``TP8``, ``TP4,PP1`` or ``DEP8`` (attention data-parallel, experts over the same GPUs)."""
     parts = {
         part.rstrip("0123456789"): int(part.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
         for part in parallelism.split(",")
     }
-    if "DEP" in parts:
-        raise MemroofError(DATA_PARALLEL)
-    if parts.get("PP", 1) > 1:
-        raise MemroofError(PIPELINE_PARALLEL)
-    return parts["TP"]
+    groups, stages = parts.get("DEP", 1), parts.get("PP", 1)
+    return {
+        "tensor_parallel": parts.get("TP", 1), "attention_data_parallel": groups, "expert_parallel": groups,
+        "pipeline_parallel": stages,
+    }  # fmt: skip
 
 
 def _tensorrt_content(row: Any) -> Content:
     """Everything at once, fp8 cache, 2,048 sequences and 8,192 tokens an iteration (trtllm-bench's defaults)."""
     device = named(TENSORRT_GPUS, row.gpu, UNKNOWN_DEVICE)
-    tensor = tensor_degree(row.parallelism)
-    requests = int(min(3000, max(256, TOKENS // row.osl)))
+    cut = degrees(row.parallelism)
+    requests = int(min(3000, max(256, TOKENS // row.osl))) * cut["attention_data_parallel"]
     return {
-        "kind": "serving", "hardware": {"device": device, "count": tensor},
+        "kind": "serving", "hardware": {"device": device, "count": prod(cut.values()) // cut["expert_parallel"]},
         "model": named(TENSORRT_MODELS, row.model, UNKNOWN_MODEL),
         "workload": {"arrival": "offline", "requests": requests, "prompt": int(row.isl), "output": int(row.osl)},
         "strategy": {
-            "tensor_parallel": tensor, **numerics(str(row.precision).lower(), device, "fp8"), "max_batch": 2048,
+            **cut, **numerics(str(row.precision).lower(), device, "fp8"), "max_batch": 2048,
             "max_batched_tokens": 8192, "memory_utilization": 0.95, "schedule_ahead": True, "all_reduce": "push",
         },
     }  # fmt: skip
 
 
 def _tensorrt(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
-    frame = keep(frame, ~frame["parallelism"].str.contains("DEP"), DATA_PARALLEL, skipped)
     frame = keep(
         frame, frame["gpu"] != "RTXPRO6000", "labels of the layout were carried over from a header", skipped
     )
@@ -217,21 +215,33 @@ SGLANG_PROMPT = 4096
 """Tokens of a prompt (the table does not say): prefill rates of these models change by a tenth from 1k to 8k."""
 
 
+DEEPSEEK = {
+    "tensor_parallel": 1, "attention_data_parallel": 32, "expert_parallel": 32, "expert_exchange": "normal", "expert_nodes": 4,
+    "dual_batch_overlap": True, "precision": "fp8", "max_batched_tokens": 16384,
+}  # fmt: skip
+"""DeepSeek's prefill in its published profile: experts over 32 GPUs, 4,096 tokens a prompt, 16,384 a GPU, two batches that overlap
+(deepseek-ai/profile-data)."""
+
+
 def _prefill_content(row: Any) -> Content:
-    if row.model not in SGLANG_MODELS:
-        raise MemroofError(DATA_PARALLEL if "DeepSeek" in row.model else UNKNOWN_MODEL)
-    model, precision = SGLANG_MODELS[row.model]
+    deepseek = row.model == "DeepSeek-V3"
+    if not deepseek and row.model not in SGLANG_MODELS:
+        raise MemroofError(UNKNOWN_MODEL)
+    model, precision = ("deepseek-v3", "fp8") if deepseek else SGLANG_MODELS[row.model]
+    device = {"device": named({"H20": "h20", "H800": "h800-sxm"}, row.gpu, UNKNOWN_DEVICE)}
+    strategy = DEEPSEEK if deepseek else {"precision": precision, "max_batched_tokens": 16384}
+    requests = 8 * (32 if deepseek else 1)
     return {
-        "kind": "serving", "hardware": {"device": named({"H20": "h20", "H800": "h800-sxm"}, row.gpu, UNKNOWN_DEVICE)},
-        "model": model,
-        "workload": {"arrival": "offline", "requests": 8, "prompt": SGLANG_PROMPT, "output": 1},
-        "strategy": {"precision": precision, "max_batched_tokens": 16384, "schedule_ahead": True},
+        "kind": "serving", "hardware": {"cluster": "deepseek-v3-2048-h800", "nodes": 4} if deepseek else device,
+        "model": model, "workload": {"arrival": "offline", "requests": requests, "prompt": SGLANG_PROMPT, "output": 1},
+        "strategy": {**strategy, "schedule_ahead": True},
     }  # fmt: skip
 
 
 def _prompts(metrics: Metrics, row: Any) -> tuple[float, float]:
     rate = metrics["request_throughput"]
-    return rate.value * SGLANG_PROMPT, rate.error
+    gpus = 32 if row.model == "DeepSeek-V3" else 1
+    return rate.value * SGLANG_PROMPT / gpus, rate.error
 
 
 def _prefill(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:

@@ -19,6 +19,7 @@ TILED = {
     "tile_latency": 0.0,
     "tail": 0.0,
     "exposed_traffic": 0.0,
+    "ends": 0.0,
 }
 DECODE = {
     "peak_efficiency": 1.0,
@@ -95,14 +96,17 @@ def test_backward_has_five_products_and_one_exponential():
 
 def test_exposed_traffic_adds_to_the_products():
     # a second of traffic and a microsecond of products: what is exposed adds, the rest hides them
-    rates = UNITS | TILED | {"bandwidth": 1e9, "exposed_traffic": 0.25}
+    rates = UNITS | TILED | {"bandwidth": 1e9, "exposed_traffic": 0.5, "ends": 0.5e9}
     parts = attention_time(1, 1, 16, 16, causal(16), 256, 1e9, **rates)
     assert parts.memory == 1.0
     assert parts.time == pytest.approx(1.0)
     shape = (50, 16, 2048, 2048, causal(2048), 256)
     products = attention_time(*shape, 0.0, **(UNITS | TILED)).time
-    both = attention_time(*shape, 0.4e9 * products, **(rates | {"exposed_traffic": 1.0}))
-    assert both.time == pytest.approx(1.4 * products)
+    all_ends = rates | {"exposed_traffic": 1.0, "ends": 0.4e9 * products}
+    assert attention_time(*shape, 0.4e9 * products, **all_ends).time == pytest.approx(1.4 * products)
+    # what streams through the loop adds nothing
+    half = rates | {"exposed_traffic": 1.0, "ends": 0.2e9 * products}
+    assert attention_time(*shape, 0.4e9 * products, **half).time == pytest.approx(1.2 * products, rel=1e-3)
 
 
 def test_decode_streams_the_cache():

@@ -103,6 +103,16 @@ def test_block_scaled_products_wait_for_each_block_of_k():
     assert steps(64 * 108, 64, 1024, promotions=3.0, **promoted) == pytest.approx(4096)
 
 
+def test_the_outputs_of_a_scaled_product_leave_in_proportion_to_their_bytes():
+    # 64 x 64 elements a tile; a sum in fp32 that is read and written has four times the bytes of 16 bits
+    step = 2.0 * 64 * 64 / (312e12 / 108)
+    given = {"splits": False, "tile": (64.0, 64.0), "epilogue_rate": 64 * 64 / (100 * step)}
+    scaled = given | {"step_latency": 1e-30}
+    assert steps(64 * 108, 64, 1000, **scaled) == pytest.approx(1100)
+    assert steps(64 * 108, 64, 1000, out_bytes=8.0, **scaled) == pytest.approx(1400)
+    assert steps(64 * 108, 64, 1000, out_bytes=8.0, **given) == pytest.approx(1100)
+
+
 def test_operands_that_fit_stream_from_the_cache():
     given = A100 | IDEAL | {"cache": 40e6, "cache_bandwidth": 4.0, "splits": False}
     cold = matmul_time(1, 4096, 1024, **given)

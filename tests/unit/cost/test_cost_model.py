@@ -302,6 +302,44 @@ def test_the_clock_that_is_held_under_load_slows_products_alone(a100):
     assert held.price(stream).time == a100.price(stream).time
 
 
+@pytest.mark.parametrize(
+    ("name", "format", "watts"), [("h100-sxm", "bf16", 630.0), ("h100-96gb-hbm2e", "bf16", 430.0), ("b200", "fp8", 860.0)]
+)  # fmt: skip
+def test_the_power_limit_sets_the_clock_of_training(name: str, format: str, watts: float) -> None:
+    """A FLOP of 1 pJ in 16 bits, and of 2^-1.5 pJ in 8, runs as often as the limit less the idle power pays for."""
+    constants = CATALOG.calibration(CATALOG.processor(name))
+    training = constants.training.model_copy(
+        update={"flop_energy": 1e-12, "energy_exponent": 1.5, "sustained_clock": 1.0}
+    )
+    cost = CostModel(
+        CATALOG.processor(name),
+        constants.model_copy(update={"training": training}),
+        sustained=True,
+        training=True,
+    )
+    energy = 1e-12 if format == "bf16" else 1e-12 * 0.5**1.5
+    assert cost.kernels._peak(format, True) == pytest.approx(watts / energy)
+    assert cost.kernels._peak("fp32", False) == peak_flops(cost.device, "fp32", matrix=False)
+
+
+def test_training_holds_its_highest_clock_where_power_limits_nothing() -> None:
+    device = CATALOG.processor("l40s")
+    cost = CostModel(device, CATALOG.calibration(device), sustained=True, training=True)
+    assert cost.kernels._peak("bf16", True) == pytest.approx(0.95 * peak_flops(device, "bf16"))
+
+
+def test_an_8_bit_product_runs_at_the_rate_of_whoever_wrote_its_kernel() -> None:
+    """NVIDIA B200: cuBLASLt's best fp8 product is 3.43 PFLOP/s (ml-engineering), that of vLLM's kernels 1.7 (aiconfigurator)."""
+    device = CATALOG.processor("b200")
+    cost = CostModel(device, CATALOG.calibration(device), sustained=True)
+    shape = (15360, 4096, 3072, 1, "fp8", 1.0, 1.0)
+    vendor, engine = (Matmul(*shape, kernel=kernel) for kernel in ("vendor", "engine"))
+    assert vendor.flops / cost.price(vendor).time == pytest.approx(3.43e15, rel=0.05)
+    assert engine.flops / cost.price(engine).time < 1.8e15
+    wide = [cost.price(Matmul(*shape[:4], kernel=kernel)).time for kernel in ("vendor", "engine")]
+    assert wide[0] == wide[1]
+
+
 def test_a_link_is_named_by_whose_group_uses_it(a100):
     total = a100.total(
         (Collective("all-reduce", "tensor", 1e9), Collective("all-to-all", "expert", 1e9)),

@@ -158,6 +158,18 @@ def test_recipes_in_time(catalog: Catalog) -> None:
     assert seconds("delayed") < seconds("block") < plain
 
 
+def test_recipes_run_in_the_vendors_kernels(catalog: Catalog) -> None:
+    """What serving keeps in fp8 without a recipe runs in its engine's own."""
+
+    def kernels(numerics: Numerics) -> set[str]:
+        block = build(catalog.model("llama3.1-8b"), Shape(1, 1024), numerics=numerics).blocks[0]
+        works = (*block.works(), *block.works("weight_gradient"))
+        return {w.kernel for w in works if isinstance(w, Matmul)}
+
+    assert kernels(Numerics(compute="fp8", scaling="mxfp8")) == {"vendor"}
+    assert kernels(Numerics(compute="fp8")) == {"engine"}
+
+
 def test_tokens_reach_their_experts_narrow(catalog: Catalog) -> None:
     """DeepSeek-V3, section 3.3.3: dispatch forward and the gradient's dispatch backward in fp8, combining in 16 bits."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,42 @@ def test_other_classes_of_a_file_are_kept(tmp_path: Path) -> None:
     assert calibration.error["elementwise"] == 0.3
     assert calibration.note == "by hand"
     assert "matmul" in calibration.fits
+
+
+def test_what_no_row_determines_leaves_the_file(tmp_path: Path) -> None:
+    """Rows of bf16 say nothing of the factor on fp8, which a fit of before had written."""
+    folder = written_rows(tmp_path, 0.7)
+    fit = replace(FIT, constants=(*FIT.constants, Constant("matmul", "narrow_efficiency", 0.3, 1.0)))
+    results = fit_device(DEVICE, [fit], folder, CATALOG)
+    assert results[0].undetermined == (("matmul", "narrow_efficiency"),)
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "kind: calibration\nname: x\nsource: fit\nmatmul: {narrow_efficiency: 0.5, tile_edge: 3}\nerror: {matmul: 0.3}\n"
+    )
+    write_calibration(file, DEVICE, results)
+    calibration = check(read_document(file), Calibration)
+    assert calibration.matmul.narrow_efficiency is None
+    assert calibration.matmul.tile_edge == 3
+
+
+def test_a_table_of_few_rows_is_fitted_on_whole_beside_others_of_the_device(tmp_path: Path) -> None:
+    folder = written_rows(tmp_path, 0.6)
+    best = folder / "ml-engineering" / "max_achievable_matmul_tflops.csv"
+    best.parent.mkdir()
+    best.write_text(
+        "accelerator,dtype,measured_tflops,best_m,best_n,best_k\n"
+        "NVIDIA H100 SXM,fp8,700,4096,8192,8192\nNVIDIA B200 SXM,fp8,3400,4096,8192,8192\n"
+    )
+    fit = replace(
+        FIT,
+        constants=(*FIT.constants, Constant("matmul", "narrow_efficiency", 0.3, 1.25)),
+        whole=("ml-engineering/max_achievable_matmul_tflops.csv",),
+    )
+    found = fit_device(DEVICE, [fit], folder, CATALOG)[0]
+    assert ("matmul", "narrow_efficiency") in found.values
+    assert found.record.held_out == fit_device(DEVICE, [FIT], folder, CATALOG)[0].record.held_out
+    with pytest.raises(MemroofError, match="no rows of b200"):
+        fit_device("b200", [fit], folder, CATALOG)
 
 
 def test_a_device_without_rows_is_named(tmp_path: Path) -> None:
