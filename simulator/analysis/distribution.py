@@ -104,14 +104,13 @@ def series(result: Result) -> Series:
     requests, log = tables_of(result)
     start = np.asarray(log["start"], float)
     end = float((start + np.asarray(log["seconds"])).max())
-    arrived, admitted, done = (
-        np.searchsorted(np.sort(requests[name]), start, side=side)
-        for name, side in (("arrival", "right"), ("admitted", "left"), ("end", "right"))
-    )
+    arrived = np.searchsorted(np.sort(requests["arrival"]), start, side="right")
+    admitted = np.searchsorted(np.sort(requests["admitted"]), start, side="left")
     # the log has who is left after admission; who is let in just then waited until then
     waiting = arrived - admitted
     if overlapping(log):
-        running = np.searchsorted(np.sort(requests["admitted"]), start, side="right") - done
+        running = np.searchsorted(np.sort(requests["admitted"]), start, side="right")
+        running = running - np.searchsorted(np.sort(requests["end"]), start, side="right")
         return Series(start, waiting.astype(float), running.astype(float), np.zeros(0), end)
     held = np.asarray(log["kv_bytes"], float)
     capacity = held.max() / result.values["kv_peak_occupancy"].value if held.max() else result.memory[0].capacity

@@ -66,6 +66,7 @@ class Sequences:
                 places.tiers[self.swap.name], 0.0, "swapped KV", name="swapped KV"
             )
 
+    @property
     def _ids(self) -> Integers:
         """Those who decode, as an array; a list that changes is another list."""
         if self._decoding[0] is not self.decoding:

@@ -15,7 +15,7 @@ from simulator.serving.disaggregate import DecodeMember, PrefillMember, Way
 from simulator.serving.member import Machine, Member
 from simulator.serving.plan import ReplicaPlan
 from simulator.serving.router import Router
-from simulator.serving.scheduler import Places, declare
+from simulator.serving.machine import Places, declare
 from simulator.serving.served import Served
 from simulator.serving.workload import Floats, Integers, Requests
 from simulator.specs.serving_fleet import Autoscaling

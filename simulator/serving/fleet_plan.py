@@ -110,7 +110,8 @@ def _plan(
     elif pool.replicas is not None:
         replicas = pool.replicas
     else:
-        if len(fleet.all_pools) > 1 and pool.hardware is None and fleet.prefill_share is None:
+        sharing = sum(other.hardware is None for other in fleet.all_pools)
+        if sharing > 1 and pool.hardware is None and fleet.prefill_share is None:
             raise MemroofError(f"pool {name!r} needs 'replicas': pools share the GPUs of {hardware.name}")
         replicas = room // layout.gpus
     if pool.hardware and replicas * layout.gpus > hardware.size:

@@ -60,6 +60,7 @@ class Preemption(Sequences):
             hit.blocks * self.prefixes.block_size, target - 1
         )
 
+    @property
     def _kept_free(self) -> float:
         running = self.decoding or self.prefilling
         return self.policy.watermark * self.capacity if running else 0.0

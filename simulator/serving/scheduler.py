@@ -144,6 +144,7 @@ class Replica(Preemption):
         self._begin(Simulation(program), places)
 
     def run(self) -> Served:
+        """Serve all requests."""
         self.simulation.at(self.arrivals.next, self._wake)
         timeline = self.simulation.run()
         prefill = np.asarray(self.prefill_account)
@@ -227,7 +228,6 @@ class Replica(Preemption):
         self._enter(request, float(self.cache.size(self.target[request])))
         return piece
 
-    @property
     def _enter(self, request: int, size: float) -> None:
         """Give a request that many bytes [B], less what is shared."""
         self.prefilling.append(request)
@@ -265,8 +265,6 @@ class Replica(Preemption):
         count = _largest(lambda count: bool(reserved(count).sum() <= self.capacity), len(head))
         for size in reserved(count).tolist():
             self._enter(self.line.pop(), size)
-
-    @property
 
     # --- iterations ---
 

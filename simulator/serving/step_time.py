@@ -58,7 +58,7 @@ BUBBLE = TRAFFIC + 1
 HOST = OPERATOR_CLASSES.index("host") * len(BOUNDS) + BOUNDS.index("latency")
 LINK = BOUNDS.index("link")
 EXCHANGE = OPERATOR_CLASSES.index("expert-exchange") * len(BOUNDS) + LINK
-_SIZE = BUBBLE + 1
+SIZE = BUBBLE + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ class StepPricer:
 
     def _exchange(self, tokens: int, prompts: int) -> Floats | float:
         if self.experts is None or not tokens:
-            return 0.0 if self.experts is None else np.zeros(_SIZE)
+            return 0.0 if self.experts is None else np.zeros(SIZE)
         return (self._sent_low if self.layout.exchange == "auto" and not prompts else self._sent)[tokens]
 
     def _eager(self, tokens: int) -> bool:
@@ -338,7 +338,7 @@ class StepPricer:
                     yield Collective("all-reduce", "tensor", size), count
 
     def _exchanged(self, tokens: Floats, *, low_latency: bool) -> Floats:
-        table = np.zeros((PAGE, _SIZE))
+        table = np.zeros((PAGE, SIZE))
         if self.experts is not None:
             for cost, count in self.experts.exchanges(tokens, low_latency=low_latency):
                 # all of it is one bound, so that what stays exposed can be told apart
@@ -374,7 +374,7 @@ class StepPricer:
         return work
 
     def _priced(self, works: Iterable[tuple[Work, int]]) -> Floats:
-        table = np.zeros((PAGE, _SIZE))
+        table = np.zeros((PAGE, SIZE))
         for work, count in works:
             if isinstance(work, Collective):
                 if work.axis == "tensor" and self.span.size > 1:

@@ -13,6 +13,18 @@ from simulator.specs.hardware import NumberFormat
 from simulator.specs.model import Natural, Positive
 from simulator.specs.scenario_base import Fraction, ScenarioBase, Share
 from simulator.specs.serving_fleet import Fleet, Pool
+from simulator.specs.serving_techniques import (
+    BlockRetrieval,
+    CacheBudget,
+    ContextCompression,
+    ExpertAdapters,
+    LowRankAdapters,
+    MultimodalEncoder,
+    Quantization,
+    Rematerialization,
+    Speculation,
+    technique_problems,
+)
 from simulator.specs.serving_workload import ServingWorkload
 
 CAPTURED = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
@@ -71,6 +83,28 @@ class ServingStrategy(Spec):
     as Q4_K_M; if absent, those of the format, with embedding and logits in 16 bit where layers are quantised."""
     kv_precision: NumberFormat | None = None
     """Format that keys and values are stored in; 16 bit of ``precision`` if absent."""
+    kv_group: Positive | None = None
+    """Elements of the cache that share a scale and an offset of 16 bits each; one for a tensor if absent."""
+    quantization: Quantization | None = None
+    """Scheme of quantised weights and activations of linear layers, with scales and what un-scaling costs; none if absent."""
+    endpoint: Literal["generate", "embed", "rerank"] = "generate"
+    """embed, rerank: prompts alone, whose last state or mean is returned, or scored; outputs and decodes fall away."""
+    speculation: Speculation | None = None
+    """Tokens are drafted and verified together."""
+    lora: LowRankAdapters | None = None
+    """Low-rank adapters, of which requests ask for one each."""
+    expert_adapters: ExpertAdapters | None = None
+    """Fine-tuned experts beside the model's."""
+    kv_rematerialization: Rematerialization | None = None
+    """Keys and values are computed again from the layer's cached input."""
+    kv_budget: CacheBudget | None = None
+    """Positions that layers keep at most."""
+    context_compression: ContextCompression | None = None
+    """Prompts are compressed by an encoder."""
+    multimodal: MultimodalEncoder | None = None
+    """An encoder makes part of each prompt."""
+    block_retrieval: BlockRetrieval | None = None
+    """Distant blocks of the cache are in DRAM and fetched where they matter."""
     max_batch: Positive = 256
     """Sequences that run at once."""
     max_batched_tokens: Positive = 8192
@@ -141,6 +175,7 @@ class ServingStrategy(Spec):
 
     def _meaningless(self) -> Iterator[str]:
         """Name options that the others leave nothing to decide."""
+        yield from technique_problems(self)
         given = self.model_fields_set
         cache, swap = self.prefix_cache, self.preemption == "swap"
         if self.batching == "static":

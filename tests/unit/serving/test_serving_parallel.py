@@ -8,7 +8,6 @@ from simulator.analysis.run import load
 from simulator.graph import Numerics
 from simulator.serving import PipelinePricer, StepPricer, make_plan
 from simulator.serving.layout import Layout
-from simulator.serving.step_time import FLOPS
 
 NODE = {"node": "dgx-h100"}
 NONE = np.zeros(0, np.int64)

@@ -138,7 +138,9 @@ def test_a_turn_repeats_the_history_and_adds_a_message():
     assert requests.prompt[following].tolist() == (ends[turns] + 100).tolist()
     assert requests.prompt[requests.first_turns].tolist() == [130] * len(requests.first_turns)
     # a turn's text goes on from that of the turn before
-    assert requests.texts.parent[requests.texts.leaf[following]].tolist() == requests.texts.leaf[turns].tolist()
+    assert (
+        requests.texts.parent[requests.texts.leaf[following]].tolist() == requests.texts.leaf[turns].tolist()
+    )
     assert np.isfinite(requests.arrival).sum() == len(requests.first_turns)
     assert requests.pause[following].mean() == pytest.approx(10.0, rel=0.2)
 
@@ -184,7 +186,9 @@ def test_a_list_may_have_priorities():
 
 
 def test_a_million_requests_are_drawn_as_arrays():
-    requests = draw_requests(workload(rate="100 req/s", requests=1_000_000, prompt={"mean": 500.0, "sigma": 1.0}))
+    requests = draw_requests(
+        workload(rate="100 req/s", requests=1_000_000, prompt={"mean": 500.0, "sigma": 1.0})
+    )
     assert requests.prompt.nbytes == 8_000_000
     assert (np.diff(requests.arrival) >= 0.0).all()
 

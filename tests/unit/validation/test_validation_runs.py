@@ -106,14 +106,12 @@ h,vllm,nvidia/Llama-3.1-8B-Instruct-FP8,h100_sxm,agg,64,16,fp8,4,1,1,1,1,1,,20,5
 def test_points_are_closed_loops_in_seconds(tmp_path):
     from simulator.validation.datasets import serving
 
-    tpot, ttft = (data.load(write(tmp_path, "p.csv", POINTS), CATALOG) for data in serving.DATASETS)
+    tpot, ttft = (data.load(write(tmp_path, "p.csv", POINTS), CATALOG) for data in serving.DATASETS[:2])
     (part,) = tpot.parts
     assert part.measured.tolist() == [0.005, 0.0055]
     assert ttft.parts[0].measured.tolist() == [0.02, 0.021]
     assert sum(tpot.skipped.values()) == 7
-    assert {runs.DISAGGREGATED, runs.DATA_PARALLEL, runs.EXPERT_PARALLEL, runs.UNKNOWN_MODEL} < set(
-        tpot.skipped
-    )
+    assert {runs.DISAGGREGATED, runs.PIPELINE_PARALLEL, runs.UNKNOWN_MODEL} < set(tpot.skipped)
     cost = constants_for(CATALOG, part.device)
     assert (part.predict(cost) < ttft.parts[0].predict(cost)).all()
 
@@ -217,14 +215,32 @@ def test_blocks_of_the_cache_are_tokens(tmp_path):
 
 
 def test_layout_labels_are_read():
-    from simulator.validation.datasets.serving_throughput import tensor_degree
+    from simulator.validation.datasets.serving_throughput import degrees
 
-    assert tensor_degree("TP8") == 8
-    assert tensor_degree("TP4,PP1") == 4
-    with pytest.raises(MemroofError, match="pipeline"):
-        tensor_degree("TP1,PP2")
-    with pytest.raises(MemroofError, match="data-parallel"):
-        tensor_degree("DEP4")
+    assert degrees("TP8") == {
+        "tensor_parallel": 8, "attention_data_parallel": 1, "expert_parallel": 1, "pipeline_parallel": 1
+    }  # fmt: skip
+    assert degrees("TP4,PP2")["pipeline_parallel"] == 2
+    assert degrees("DEP4") == {
+        "tensor_parallel": 1, "attention_data_parallel": 4, "expert_parallel": 4, "pipeline_parallel": 1
+    }  # fmt: skip
+
+
+APART = """id,backend,model_path,system,mode,isl,osl,gemm_quant_mode,prefill_num_workers,prefill_tp_size,prefill_pp_size,prefill_attention_dp_size,prefill_moe_tp_size,prefill_moe_ep_size,decode_num_workers,decode_tp_size,decode_pp_size,decode_attention_dp_size,decode_moe_tp_size,decode_moe_ep_size,concurrency,ttft_ms,tpot_ms,source_dump
+a,trtllm,Qwen/Qwen3-32B,h100_sxm,disagg,64,16,fp8,2,1,1,1,1,1,1,2,1,1,1,1,4,20,5,db-dump
+b,trtllm,Qwen/Qwen3-32B,h100_sxm,disagg,64,16,fp8,,1,1,1,1,1,1,2,1,1,1,1,4,21,6,db-dump
+c,trtllm,Qwen/Qwen3-32B,h100_sxm,agg,64,16,fp8,2,1,1,1,1,1,1,2,1,1,1,1,4,22,7,db-dump
+"""
+
+
+def test_points_with_phases_apart_are_fleets(tmp_path):
+    from simulator.validation.datasets import serving
+
+    loaded = serving.DATASETS[2].load(write(tmp_path, "p.csv", APART), CATALOG)
+    (part,) = loaded.parts
+    assert part.measured.tolist() == [0.005]
+    assert sum(loaded.skipped.values()) == 2
+    assert 0.001 < part.predict(constants_for(CATALOG, part.device))[0] < 0.05
 
 
 THROUGHPUT = """model,gpu,precision,parallelism,n_gpus,isl,osl,output_tokens_per_s_total

@@ -1,0 +1,103 @@
+"""Work that a compressed cache adds to iterations: keys and values made again, blocks chosen and fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from simulator.cost import CostModel
+from simulator.graph import Elementwise, Numerics, Work
+from simulator.serving.extras import FETCH, charge, charge_steps
+from simulator.serving.kv_compression import accumulated, rematerialized
+from simulator.serving.tiers import Tier
+from simulator.serving.workload import Floats, Integers
+from simulator.specs import Model
+from simulator.specs.serving_techniques import BlockRetrieval, Rematerialization
+
+
+@dataclass(frozen=True)
+class RematerializedKeys:
+    """Products that make keys and values of cached positions again, in every layer; an :class:`~simulator.serving.extras.Extra`."""
+
+    rematerialization: Rematerialization
+    model: Model
+    tensor: int
+    numerics: Numerics
+    cost: CostModel
+    group: int | None
+
+    def decode(self, contexts: Integers, steps: int, queries: int) -> tuple[tuple[int, Floats], ...]:
+        """Of all positions of all sequences."""
+        batch = len(contexts)
+        positions = float(contexts.sum()) + batch * np.arange(1.0, steps + 1.0)
+        return charge_steps(self.cost, self._works(positions), steps)
+
+    def mixed(self, new: Integers, cached: Integers, contexts: Integers, seconds: float) -> Floats:
+        """Of those before the pieces of prompts, and of decodes."""
+        positions = float(cached.sum() + contexts.sum() + len(contexts))
+        return charge(self.cost, self._works(positions) if positions else [])
+
+    def _works(self, positions: Any) -> list[tuple[Work, float]]:
+        layers = float(self.model.num_hidden_layers)
+        works: list[tuple[Work, float]] = [
+            (rematerialized(self.model, self.tensor, positions, self.numerics), layers)
+        ]
+        if self.rematerialization.cross_layer:
+            works.append((accumulated(self.model, positions, self.group), layers))
+        return works
+
+
+@dataclass(frozen=True)
+class RetrievedBlocks:
+    """Choice of distant blocks by the keys that stand for them, and copies of those that are not on the accelerator.
+
+    An :class:`~simulator.serving.extras.Extra` of one rank. A decode chooses for its token, a prompt for each block of queries
+    (Xiao et al. 2024, section 3.2); copies are waited for.
+    """
+
+    retrieval: BlockRetrieval
+    cost: CostModel
+    layers: int
+    heads: float
+    """Query heads of the rank."""
+    kv_width: float
+    """Elements of keys and values of a position in one layer, on the rank."""
+    kv_bytes: float
+    dram: Tier
+
+    def decode(self, contexts: Integers, steps: int, queries: int) -> tuple[tuple[int, Floats], ...]:
+        """One choice for each sequence in every step."""
+        grown = np.arange(1.0, steps + 1.0)
+        distant = self._distant(contexts[:, None] + grown)
+        scored = charge_steps(self.cost, self._scores(distant.sum(axis=0)), steps)
+        return (*scored, (FETCH, self._fetched(distant, 1.0).sum(axis=0)))
+
+    def mixed(self, new: Integers, cached: Integers, contexts: Integers, seconds: float) -> Floats:
+        """Choices of each block of queries of the prompts, and of each decode."""
+        ends, decodes = self._distant(cached + new), self._distant(contexts + 1.0)
+        choices = np.ceil(new / self.retrieval.query_block)
+        account = charge(self.cost, self._scores(float((ends * choices).sum() + decodes.sum())))
+        account[FETCH] += float(self._fetched(ends, choices).sum() + self._fetched(decodes, 1.0).sum())
+        return account
+
+    def _distant(self, positions: Any) -> Any:
+        return np.maximum(positions - (self.retrieval.sinks + self.retrieval.window), 0.0)
+
+    def _scores(self, distant: Any) -> list[tuple[Work, float]]:
+        """Products of a query with the keys of all representatives."""
+        keys = distant * (self.retrieval.representatives / self.retrieval.block)
+        if not np.any(keys):
+            return []
+        width = 0.5 * self.kv_width
+        flops = 2.0 * keys * width * max(self.heads / width, 1.0)
+        return [(Elementwise(keys * width * self.kv_bytes, 4.0 * keys, flops), float(self.layers))]
+
+    def _fetched(self, distant: Any, choices: Any) -> Any:
+        r = self.retrieval
+        blocks = np.minimum(r.blocks, distant / r.block) * (1.0 - r.hit_rate) * choices
+        up = self.dram.up
+        size = r.block * self.kv_width * self.kv_bytes
+        # one copy for all blocks of a layer
+        return self.layers * (blocks * size / up.rate + (blocks > 0.0) * up.latency)
