@@ -40,9 +40,7 @@ class Experts:
         partition = Partition(
             layout.expert_tensor, layout.expert, expert_skew=0.0 if layout.balanced else layout.skew
         )
-        graph = build(
-            self.model, Shape(1, everybody / layout.expert, 0, "prefill"), partition, self.numerics
-        )
+        graph = build(self.model, Shape(1, everybody / layout.expert, 0, "prefill"), partition, self.numerics)
         return cut(graph, self.layers)
 
     @property
@@ -64,7 +62,9 @@ class Experts:
         for block, count in zip(graph.blocks, graph.counts, strict=True):
             for operator in block.operators:
                 if operator.name in ROUTED:
-                    yield from ((work, count) for work in operator.forward if not isinstance(work, Collective))
+                    yield from (
+                        (work, count) for work in operator.forward if not isinstance(work, Collective)
+                    )
 
     def exchanges(self, tokens: Floats, *, low_latency: bool) -> Iterable[tuple[Cost, int]]:
         """Price what moves ``tokens`` tokens of each rank to the experts of a layer and back.

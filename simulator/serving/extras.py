@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from simulator.cost import BOUNDS, Cost, CostModel
-from simulator.graph import Work
+from simulator.graph import ModelGraph, Work
 from simulator.serving.iteration import Steps
-from simulator.serving.step_time import FLOPS, LINK, SIZE, TRAFFIC, Account, StepPricer
+from simulator.serving.step_time import FLOPS, SIZE, TRAFFIC, Account, StepPricer
 from simulator.serving.workload import Floats, Integers
 from simulator.specs import OPERATOR_CLASSES
-
-FETCH = OPERATOR_CLASSES.index("transfer") * len(BOUNDS) + LINK
-"""Place of copies from DRAM in an account."""
 
 
 class Extra(Protocol):
@@ -31,15 +27,13 @@ class Extra(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class ExtendedPricer:
     """A pricer with further work in each iteration; a :class:`~simulator.serving.iteration.Pricer`."""
 
-    base: StepPricer
-    extras: Sequence[Extra]
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.base, name)
+    def __init__(self, base: StepPricer, extras: Sequence[Extra]) -> None:
+        self.base, self.extras = base, tuple(extras)
+        self.model, self.numerics, self.cost, self.layout = base.model, base.numerics, base.cost, base.layout
+        self.partition, self.span, self.host = base.partition, base.span, base.host
 
     def decode(self, contexts: Integers, steps: int, queries: int = 1) -> Steps:
         """Price iterations of the same sequences; see :meth:`StepPricer.decode`."""
@@ -62,6 +56,10 @@ class ExtendedPricer:
             own = extra.mixed(new, cached, contexts, float(priced.seconds[0]))
             fixed, seconds = fixed + own, seconds + own[:FLOPS].sum()
         return Steps(seconds, fixed, priced.varying)
+
+    def graph(self) -> ModelGraph:
+        """The graph of one rank for one token."""
+        return self.base.graph()
 
     def account(self, vector: Floats) -> Account:
         """Read an account; see :meth:`StepPricer.account`."""
@@ -98,10 +96,10 @@ def as_steps(account: Floats, steps: int) -> tuple[tuple[int, Floats], ...]:
     return tuple((int(place), np.full(steps, account[place])) for place in np.flatnonzero(account))
 
 
-def _parts(cost: Cost) -> tuple[object, ...]:
+def _parts(cost: Cost) -> tuple[Any, ...]:
     return cost.compute, cost.memory, cost.link, cost.latency
 
 
 def _place(cost: Cost) -> int:
-    parts = [float(part) for part in _parts(cost)]  # type: ignore[arg-type]
+    parts = [float(part) for part in _parts(cost)]
     return OPERATOR_CLASSES.index(cost.operator_class) * len(BOUNDS) + parts.index(max(parts))

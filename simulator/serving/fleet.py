@@ -12,10 +12,10 @@ from simulator.engine import Program, Simulation, Timeline
 from simulator.engine.simulation import Handle
 from simulator.serving.arrivals import Arrivals
 from simulator.serving.disaggregate import DecodeMember, PrefillMember, Way
+from simulator.serving.machine import Places, declare
 from simulator.serving.member import Machine, Member
 from simulator.serving.plan import ReplicaPlan
 from simulator.serving.router import Router
-from simulator.serving.machine import Places, declare
 from simulator.serving.served import Served
 from simulator.serving.workload import Floats, Integers, Requests
 from simulator.specs.serving_fleet import Autoscaling
@@ -196,7 +196,12 @@ class _Fleet:
                     places[name] = twin._replace(stream=program.stream(f"{name}: replica"))
                     continue
                 places[name] = declare(
-                    program, f"{name}: ", ("memory", spec.plan.usable), spec.plan.resident, caching.lower, caching.swap
+                    program,
+                    f"{name}: ",
+                    ("memory", spec.plan.usable),
+                    spec.plan.resident,
+                    caching.lower,
+                    caching.swap,
                 )
                 if spec.role != "whole" and not self.hand_over.within:
                     way = "out" if spec.role == "prefill" else "in"
@@ -204,13 +209,31 @@ class _Fleet:
         return places
 
     def _start_replica(
-        self, pool: _Pool, index: int, replica: int, requests: Requests, places: dict[str, Places], one_by_one: bool
+        self,
+        pool: _Pool,
+        index: int,
+        replica: int,
+        requests: Requests,
+        places: dict[str, Places],
+        one_by_one: bool,
     ) -> None:
         spec, groups = pool.spec, []
         for name in _names(spec)[replica * spec.groups : (replica + 1) * spec.groups]:
             machine = Machine(name, self.simulation, places[name])
-            own = replace(requests, output=np.ones_like(requests.output)) if spec.role == "prefill" else requests
-            given = (machine, self.arrivals.at, self._answered, own, spec.plan.policy, spec.plan.cache, spec.plan.pricer)
+            own = (
+                replace(requests, output=np.ones_like(requests.output))
+                if spec.role == "prefill"
+                else requests
+            )
+            given = (
+                machine,
+                self.arrivals.at,
+                self._answered,
+                own,
+                spec.plan.policy,
+                spec.plan.cache,
+                spec.plan.pricer,
+            )
             parts = spec.plan.caching.parts(own, spec.plan.cache)
             member: Member
             if spec.role == "prefill":
@@ -361,7 +384,12 @@ class _Fleet:
             if isinstance(member, DecodeMember):
                 waited = np.where(np.isnan(waited), member.waited, waited)
         return FleetServed(
-            self._merged(list(members.values()), timeline, order), members, self.pool_of, up, waited[order], self.sent
+            self._merged(list(members.values()), timeline, order),
+            members,
+            self.pool_of,
+            up,
+            waited[order],
+            self.sent,
         )
 
     def _merged(self, members: list[Member], timeline: Timeline, order: Integers) -> Served:
@@ -394,4 +422,8 @@ def _names(spec: PoolPlan) -> list[str]:
     """Names of a pool's members, replica by replica."""
     if spec.groups == 1:
         return [f"{spec.name} {replica + 1}" for replica in range(spec.replicas)]
-    return [f"{spec.name} {replica + 1}.{group + 1}" for replica in range(spec.replicas) for group in range(spec.groups)]
+    return [
+        f"{spec.name} {replica + 1}.{group + 1}"
+        for replica in range(spec.replicas)
+        for group in range(spec.groups)
+    ]

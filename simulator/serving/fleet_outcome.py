@@ -22,7 +22,8 @@ from simulator.serving.metrics import (
     throughput_metrics,
 )
 from simulator.serving.simulate import SOURCES, class_spreads, headline, unfit
-from simulator.serving.step_time import FLOPS
+from simulator.serving.step_time import SIZE
+from simulator.serving.workload import Floats
 from simulator.specs import OperatorClass, ServingScenario
 from simulator.specs.serving_fleet import Fleet
 from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup, constants_used
@@ -111,9 +112,9 @@ def _mean_times(
     return class_times, bottlenecks, busy
 
 
-def _account(prefill: object, decode: object) -> np.ndarray:  # type: ignore[type-arg]
+def _account(prefill: Floats | float, decode: Floats | float) -> Floats:
     total = np.asarray(prefill, float) + np.asarray(decode, float)
-    return total if total.ndim else np.zeros(FLOPS + 3)
+    return total if total.ndim else np.zeros(SIZE)
 
 
 def _metrics(
@@ -138,7 +139,9 @@ def _metrics(
     if isinstance(scenario, ServingScenario) and scenario.slo:
         by_latency = {"time_to_first_token": prefill, "time_per_output_token": run, "end_to_end": run}
         metrics |= objective_metrics(whole, scenario.slo, 1, by_latency, frontend)
-    metrics |= state_metrics(whole, min((pool.plan.cache for pool in plan.pools), key=lambda cache: cache.capacity))
+    metrics |= state_metrics(
+        whole, min((pool.plan.cache for pool in plan.pools), key=lambda cache: cache.capacity)
+    )
     for pool in plan.pools:
         busy = _busy(plan, served, pool)
         key = pool.name.replace(" ", "_")
@@ -146,9 +149,17 @@ def _metrics(
     metrics["mean_gpus"] = Metric("GPUs that are there on average", mean_gpus, "count")
     handed = served.handed_over[~np.isnan(served.handed_over)]
     if len(handed):
-        for statistic, value in (("mean", handed.mean()), ("p50", np.median(handed)), ("p99", np.percentile(handed, 99))):
+        for statistic, value in (
+            ("mean", handed.mean()),
+            ("p50", np.median(handed)),
+            ("p99", np.percentile(handed, 99)),
+        ):
             metrics[f"hand_over_{statistic}"] = Metric(
-                f"time from prompt to cache at its decoder, {statistic}", float(value), "seconds", run, "lower"
+                f"time from prompt to cache at its decoder, {statistic}",
+                float(value),
+                "seconds",
+                run,
+                "lower",
             )
     if not (whole.requests.offline or whole.requests.closed):
         known = whole.requests.arrival
@@ -188,14 +199,29 @@ def _memory(plan: FleetPlan, served: FleetServed) -> tuple[MemoryUse, ...]:
         largest = tuple(Holding(holder, size) for holder, size in peak.holders)
         label = name if len(served.members) > 1 else ""
         uses.append(
-            MemoryUse(store.name, store.tier, pool.plan.usable, peak.bytes, peak.time, peak.by_category, largest, label)
+            MemoryUse(
+                store.name,
+                store.tier,
+                pool.plan.usable,
+                peak.bytes,
+                peak.time,
+                peak.by_category,
+                largest,
+                label,
+            )
         )
     return tuple(uses)
 
 
 def _pools(plan: FleetPlan, served: FleetServed) -> dict[str, list[object]]:
     """Columns by member: requests that it completed or handed over, tokens, busy seconds."""
-    columns: dict[str, list[object]] = {"member": [], "pool": [], "iterations": [], "busy": [], "preemptions": []}
+    columns: dict[str, list[object]] = {
+        "member": [],
+        "pool": [],
+        "iterations": [],
+        "busy": [],
+        "preemptions": [],
+    }
     for name, member in served.members.items():
         pool = plan.pools[served.pool_of[name]]
         columns["member"].append(name)
@@ -209,11 +235,16 @@ def _pools(plan: FleetPlan, served: FleetServed) -> dict[str, list[object]]:
 def _assumptions(setup: Setup, plan: FleetPlan, served: FleetServed, fleet: Fleet) -> tuple[str, ...]:
     lines = [constants_used(setup.cost.calibration)]
     if saturated(served.whole):
-        lines.insert(0, "saturated: requests arrive faster than the fleet serves them, so queues grow with the length of the run")
+        lines.insert(
+            0,
+            "saturated: requests arrive faster than the fleet serves them, so queues grow with the length of the run",
+        )
     for pool in plan.pools:
         gpus = pool.plan.layout.gpus
         most = "up to " if pool.autoscale else ""
-        lines.append(f"{pool.name}: {most}{pool.replicas} replicas of {gpus} GPU{'s' * (gpus > 1)}, all simulated")
+        lines.append(
+            f"{pool.name}: {most}{pool.replicas} replicas of {gpus} GPU{'s' * (gpus > 1)}, all simulated"
+        )
         lines += pool.plan.layout.assumptions(moe=setup.model.moe is not None)
     if plan.hand_over.within:
         lines.append(
@@ -223,7 +254,9 @@ def _assumptions(setup: Setup, plan: FleetPlan, served: FleetServed, fleet: Flee
     elif fleet.apart:
         links = " and ".join(f"{pool.bandwidth / 1e9:.0f} GB/s at {pool.name}" for pool in plan.pools)
         lines.append(f"caches are handed over at {links}, shared by all that are under way")
-        lines.append("a cache is sent when its decoder has blocks and a slot for it; till then its blocks stay where it was made")
+        lines.append(
+            "a cache is sent when its decoder has blocks and a slot for it; till then its blocks stay where it was made"
+        )
     lines.append(
         f"intervals hold {ITERATION_SPREAD:.0%} for what kernels do not explain of an iteration and {QUEUE_SPREAD:.0%} of a "
         "first token; how a queue near its limit amplifies them is not in them"

@@ -77,26 +77,31 @@ def make_fleet(setup: Setup, fleet: Fleet) -> FleetPlan:
 def _setup_of(setup: Setup, scenario: ServingScenario, index: int, pool: Pool) -> Setup:
     given = setup.pools[index] if index < len(setup.pools) else None
     if pool.hardware is not None and given is None:
-        raise MemroofError("a pool with hardware of its own needs a loaded scenario: load it by its file or mapping")
-    own = {} if given is None else {"hardware": given[0], "cost": given[1]}
+        raise MemroofError(
+            "a pool with hardware of its own needs a loaded scenario: load it by its file or mapping"
+        )
+    hardware, cost = given or (setup.hardware, setup.cost)
     # the same strategy object as in an earlier run, so that its prices are found again
     key = ("pool", id(scenario.strategy), index)
     kept = setup.memo.get(key)
     if kept is None or kept[0] is not scenario.strategy or kept[1] != pool:
         kept = setup.memo[key] = (scenario.strategy, pool, scenario.of_pool(pool).strategy)
     changed = {"strategy": kept[2], "fleet": None, "hardware": pool.hardware or scenario.hardware}
-    return replace(setup, scenario=scenario.model_copy(update=changed), pools=(), **own)
+    return replace(
+        setup, scenario=scenario.model_copy(update=changed), hardware=hardware, cost=cost, pools=()
+    )
 
 
-def _plan(
-    setup: Setup, pool: Pool, index: int, fleet: Fleet, requests: Requests, free: int
-) -> PoolPlan:
+def _plan(setup: Setup, pool: Pool, index: int, fleet: Fleet, requests: Requests, free: int) -> PoolPlan:
     scenario = setup.scenario
     if not isinstance(scenario, ServingScenario):
         raise MemroofError("a pool serves")
     strategy, hardware = scenario.strategy, setup.hardware
-    role: Role = ("prefill", "decode")[index] if fleet.apart else "whole"  # type: ignore[assignment]
-    name = pool.name or (role if fleet.apart else ("replica" if len(fleet.all_pools) == 1 else f"pool {index + 1}"))
+    phases: tuple[Role, Role] = ("prefill", "decode")
+    role: Role = phases[index] if fleet.apart else "whole"
+    name = pool.name or (
+        role if fleet.apart else ("replica" if len(fleet.all_pools) == 1 else f"pool {index + 1}")
+    )
     if fleet.apart and (strategy.batching == "static" or strategy.preemption == "swap"):
         option = "batching 'static'" if strategy.batching == "static" else "preemption 'swap'"
         raise MemroofError(f"{option} has no meaning where prefill and decode are apart")
@@ -131,14 +136,19 @@ def _joined(
     prefill, decode = pools
     late, layers = fleet.first_token == "decode", setups[0].model.num_hidden_layers
     if prefill.plan.pricer.numerics.kv_bytes != decode.plan.pricer.numerics.kv_bytes:
-        raise MemroofError("prefill and decode need the same 'kv_precision': the cache is handed over as it is")
+        raise MemroofError(
+            "prefill and decode need the same 'kv_precision': the cache is handed over as it is"
+        )
     if fleet.prefill_share is not None:
         if prefill.plan.layout.gpus != decode.plan.layout.gpus or prefill.groups != decode.groups:
-            raise MemroofError("with 'prefill_share' both phases run on the same GPUs: they need the same degrees")
+            raise MemroofError(
+                "with 'prefill_share' both phases run on the same GPUs: they need the same degrees"
+            )
         # one copy of the weights, and the larger of the workspaces, leave one cache for both
         smaller = min((pool.plan for pool in pools), key=lambda plan: plan.cache.capacity)
         pools = [
-            replace(pool, plan=replace(pool.plan, cache=smaller.cache, resident=smaller.resident)) for pool in pools
+            replace(pool, plan=replace(pool.plan, cache=smaller.cache, resident=smaller.resident))
+            for pool in pools
         ]
         return pools, HandOver(within=True)
     bandwidth, latency = _link(setups, pools, fleet)
@@ -152,7 +162,8 @@ def _joined(
     )
     per_token = float(whole.kv_bytes(1.0)) * plan.layout.tensor
     wired = [
-        replace(pool, bandwidth=bandwidth * pool.plan.layout.tensor * pool.plan.layout.pipeline) for pool in pools
+        replace(pool, bandwidth=bandwidth * pool.plan.layout.tensor * pool.plan.layout.pipeline)
+        for pool in pools
     ]
     return wired, HandOver(latency, per_token, layers if fleet.transfer == "layerwise" else 1, False, late)
 
@@ -163,7 +174,9 @@ def _link(setups: tuple[Setup, ...], pools: list[PoolPlan], fleet: Fleet) -> tup
         return float(fleet.bandwidth), float(fleet.latency or 0.0)
     first, second = (setup.hardware for setup in setups)
     if first is not second:
-        raise MemroofError("prefill and decode on hardware of their own need 'fleet.bandwidth': what joins them is not known")
+        raise MemroofError(
+            "prefill and decode on hardware of their own need 'fleet.bandwidth': what joins them is not known"
+        )
     # the first GPU of one pool and the last of the other: nodes apart if the pools are
     tier = first.pair(0, pools[0].gpus + pools[1].gpus - 1).tiers[-1]
     latency = tier.latency if fleet.latency is None else float(fleet.latency)
@@ -204,7 +217,9 @@ def _drawn(setup: Setup, *, prompts: bool) -> float:
         new = np.array([min(plan.policy.max_tokens, int(requests.prompt.mean()))], np.int64)
         steps = plan.pricer.mixed(new, np.zeros(1, np.int64), none, 1)
     else:
-        context = np.full(min(plan.policy.max_batch, len(requests)), int((requests.prompt + requests.output / 2).mean()))
+        context = np.full(
+            min(plan.policy.max_batch, len(requests)), int((requests.prompt + requests.output / 2).mean())
+        )
         steps = plan.pricer.decode(context, 1)
     bandwidth = setup.hardware.memory.read.bandwidth
     return float(min(1.0, steps.total(1)[TRAFFIC] / (float(steps.seconds[0]) * bandwidth)))

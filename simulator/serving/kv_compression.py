@@ -15,7 +15,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from simulator.cost import CostModel, peak_flops
-from simulator.graph import Attention, Block, Elementwise, Matmul, ModelGraph, Numeric, Numerics, Operator, Work
+from simulator.graph import (
+    Attention,
+    Block,
+    Elementwise,
+    Matmul,
+    ModelGraph,
+    Numeric,
+    Numerics,
+    Operator,
+    Work,
+)
 from simulator.serving.quantisation import cache_bytes
 from simulator.specs import MemroofError, Model, ServingStrategy
 from simulator.specs.serving_techniques import BlockRetrieval, CacheBudget, Rematerialization
@@ -44,6 +54,8 @@ class CacheChange:
     rematerialization: Rematerialization | None = None
     budget: CacheBudget | None = None
     retrieval: BlockRetrieval | None = None
+    group: int | None = None
+    """Cached elements that share scales."""
 
     @property
     def changes(self) -> bool:
@@ -64,7 +76,14 @@ class CacheChange:
         return replace(graph, blocks=tuple(blocks), layers=tuple(layers))
 
     def cache_graph(self, graph: ModelGraph) -> ModelGraph:
-        """Return the graph that the cache is laid out by: with the keys that blocks are chosen by, where they are."""
+        """Return the graph that the cache is laid out by: with what a sequence holds beside its layers' own caches.
+
+        That is the keys that blocks are chosen by, or one accumulator of differences between layers.
+        """
+        if self.rematerialization is not None and self.rematerialization.cross_layer:
+            wider = cache_bytes(ACCUMULATOR_BITS, self.group) / graph.numerics.kv_bytes
+            block = replace(graph.blocks[0], kv_width=graph.blocks[0].kv_width * wider, kv_window=np.inf)
+            return replace(graph, blocks=(*graph.blocks, block), layers=(*graph.layers, len(graph.blocks)))
         if self.retrieval is None:
             return graph
         blocks, layers = list(graph.blocks), list(graph.layers)
@@ -139,7 +158,7 @@ def change_of(strategy: ServingStrategy, model: Model, cost: CostModel, compute:
         peak_flops(cost.device, wide)
     return CacheChange(
         model, strategy.tensor_parallel, wide, strategy.kv_rematerialization, strategy.kv_budget,
-        strategy.block_retrieval,
+        strategy.block_retrieval, strategy.kv_group,
     )  # fmt: skip
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from simulator.cost import CostModel
 from simulator.graph import Elementwise, Numerics, Work
-from simulator.serving.extras import FETCH, charge, charge_steps
+from simulator.serving.extras import charge, charge_steps
 from simulator.serving.kv_compression import accumulated, rematerialized
+from simulator.serving.step_time import FETCH
 from simulator.serving.tiers import Tier
 from simulator.serving.workload import Floats, Integers
 from simulator.specs import Model
@@ -19,7 +20,10 @@ from simulator.specs.serving_techniques import BlockRetrieval, Rematerialization
 
 @dataclass(frozen=True)
 class RematerializedKeys:
-    """Products that make keys and values of cached positions again, in every layer; an :class:`~simulator.serving.extras.Extra`."""
+    """Products that make keys and values of cached positions again, in every layer.
+
+    An :class:`~simulator.serving.extras.Extra` of one rank.
+    """
 
     rematerialization: Rematerialization
     model: Model

@@ -91,7 +91,9 @@ class Layout:
             lines.append("tokens are routed to experts uniformly")
         if moe and self.skew:
             placed = "by load" if self.balanced else "at random"
-            lines.append(f"experts' loads follow a power law of exponent {self.skew:g}; they are placed {placed}")
+            lines.append(
+                f"experts' loads follow a power law of exponent {self.skew:g}; they are placed {placed}"
+            )
         return lines
 
 
@@ -168,6 +170,12 @@ def _check(strategy: ServingStrategy, model: Model, hardware: Hardware) -> None:
             f"expert_exchange {strategy.expert_exchange!r} sends tokens to whole experts: it needs attention_data_parallel above "
             f"1 and expert_parallel {ranks}, all GPUs of a stage"
         )
+
+
+def heads_allow(model: Model, tensor: int) -> bool:
+    """Whether every rank of a tensor-parallel group gets whole heads; a KV head may be copied to several ranks."""
+    whole = model.num_attention_heads % tensor == 0
+    return whole and (model.mla is not None or model.kv_heads % tensor == 0 or tensor % model.kv_heads == 0)
 
 
 def stages(layers: int, pipeline: int) -> tuple[range, ...]:

@@ -17,9 +17,9 @@ import numpy as np
 from simulator.engine import Simulation
 from simulator.serving.iteration import Pricer
 from simulator.serving.kv_cache import KVCache
+from simulator.serving.machine import Places
 from simulator.serving.policies import Policy
 from simulator.serving.prefix_cache import PrefixCache
-from simulator.serving.machine import Places
 from simulator.serving.scheduler import LONGEST_RUN, DecodeRun, Replica
 from simulator.serving.tiers import Tier
 from simulator.serving.workload import Floats, Requests

@@ -33,7 +33,12 @@ class PipelinePricer:
     def __init__(self, stages: Sequence[StepPricer]) -> None:
         self.stages = tuple(stages)
         first = self.stages[0]
-        self.model, self.numerics, self.cost, self.layout = first.model, first.numerics, first.cost, first.layout
+        self.model, self.numerics, self.cost, self.layout = (
+            first.model,
+            first.numerics,
+            first.cost,
+            first.layout,
+        )
         self.partition, self.span, self.host = first.partition, first.span, first.host
         self._kinds = {id(stage): stage for stage in self.stages}
         self._count = {key: sum(id(stage) == key for stage in self.stages) for key in self._kinds}
@@ -44,7 +49,9 @@ class PipelinePricer:
         batches = min(len(self.stages), len(contexts))
         part = contexts[::batches]
         priced = {key: stage.decode(part, steps) for key, stage in self._kinds.items()}
-        through = sum(priced[id(stage)].seconds for stage in self.stages) + self._hop(len(part))
+        through: Floats = np.sum([priced[id(stage)].seconds for stage in self.stages], axis=0) + self._hop(
+            len(part)
+        )
         busiest = max(priced.values(), key=lambda one: float(one.seconds.sum()))
         return _round(busiest, batches, through, self._hop(len(part)))
 
@@ -65,7 +72,9 @@ class PipelinePricer:
             sampled -= share
             for key, stage in self._kinds.items():
                 work[key].append(
-                    stage.mixed(new[pieces], cached[pieces], own, share) if len(pieces) else stage.decode(own, 1)
+                    stage.mixed(new[pieces], cached[pieces], own, share)
+                    if len(pieces)
+                    else stage.decode(own, 1)
                 )
             through = sum(float(work[id(stage)][-1].seconds[0]) for stage in self.stages)
             longest, tokens = max(longest, through + self._hop(count)), max(tokens, count)
@@ -97,4 +106,6 @@ def _round(busiest: Steps, batches: int, through: Floats, hops: float) -> Steps:
     seconds = np.maximum(work, through)
     exposed = np.minimum(hops, seconds - work)
     varying = tuple((part, values * batches) for part, values in busiest.varying)
-    return Steps(seconds, busiest.fixed * batches, (*varying, (HOP, exposed), (BUBBLE, seconds - work - exposed)))
+    return Steps(
+        seconds, busiest.fixed * batches, (*varying, (HOP, exposed), (BUBBLE, seconds - work - exposed))
+    )

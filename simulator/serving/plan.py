@@ -8,11 +8,22 @@ from dataclasses import dataclass, replace
 from simulator.cost import peak_flops
 from simulator.graph import Numerics, Shape, build
 from simulator.serving.caching import NOTHING, Caching, make_cache, make_caching
+from simulator.serving.extras import ExtendedPricer
 from simulator.serving.kv_cache import KVCache
-from simulator.serving.layout import Layout, make_layout, stages
+from simulator.serving.layout import Layout, heads_allow, make_layout, stages
 from simulator.serving.pipeline import PipelinePricer
 from simulator.serving.scheduler import Policy
+from simulator.serving.speculative import SpeculativePricer
 from simulator.serving.step_time import StepPricer
+from simulator.serving.techniques import (
+    Techniques,
+    adapted_requests,
+    cache_change,
+    check_techniques,
+    make_techniques,
+    scheme_of,
+    technique_numerics,
+)
 from simulator.serving.workload import Requests, draw_requests
 from simulator.specs import Hardware, MemroofError, Model, ServingScenario, ServingStrategy
 from simulator.strategy import Setup
@@ -37,7 +48,7 @@ class ReplicaPlan:
         What this replica is sent.
     policy : Policy
         Limits of the scheduler.
-    pricer : StepPricer or PipelinePricer
+    pricer : StepPricer, PipelinePricer, ExtendedPricer or SpeculativePricer
         Iteration times.
     cache : KVCache
         What sequences hold of one GPU.
@@ -54,7 +65,7 @@ class ReplicaPlan:
     layout: Layout
     requests: Requests
     policy: Policy
-    pricer: StepPricer | PipelinePricer
+    pricer: StepPricer | PipelinePricer | ExtendedPricer | SpeculativePricer
     cache: KVCache
     usable: float
     resident: Mapping[str, float]
@@ -89,7 +100,7 @@ def make_plan(setup: Setup) -> ReplicaPlan:
         raise MemroofError(f"scenario {scenario.name!r} is of kind {scenario.kind!r}, not 'serving'")
     strategy, hardware = scenario.strategy, setup.hardware
     check(strategy, setup.model, hardware)
-    requests = draw_requests(scenario.workload)
+    requests = adapted_requests(draw_requests(scenario.workload), strategy)
     check_lengths(requests, strategy, setup.model)
     layout = make_layout(strategy, setup.model, hardware)
     replicas = min(hardware.size // layout.gpus, len(requests))
@@ -101,10 +112,11 @@ def plan_replica(
 ) -> ReplicaPlan:
     """Plan one of equal replicas that gets these requests; nothing is checked."""
     strategy, hardware, constants = scenario.strategy, setup.hardware, setup.cost.calibration.host
-    numerics = _numerics(strategy)
+    numerics = technique_numerics(_numerics(strategy), strategy, setup.model)
     hidden = 0.0 if strategy.schedule_ahead else constants.step
     host = hidden if strategy.host_overhead is None else strategy.host_overhead
     pricers = _kept_stages(setup, strategy, layout, numerics, float(host or 0.0))
+    beside = _kept_techniques(setup, strategy, layout, numerics, pricers)
     policy = Policy(
         strategy.max_batch, strategy.max_batched_tokens * layout.pipeline, strategy.chunked_prefill,
         strategy.batching == "static", 0.0 if strategy.kv_layout == "contiguous" else strategy.watermark,
@@ -121,14 +133,17 @@ def plan_replica(
             "weights": stage.weight_bytes,
             "activations": stage.workspace_bytes(tokens, sequences),
             "context": float(constants.context_bytes or 0.0),
+            **beside.resident,
+            **beside.slots(stage.graph(), sequences),
         }
-        return make_cache(strategy, setup.model, stage.graph(), usable - sum(resident.values())), resident
+        graph = beside.cache_graph(stage.graph())
+        return make_cache(strategy, setup.model, graph, usable - sum(resident.values())), resident
 
     # all stages keep the same sequences: the one that holds the fewest tokens binds
     cache, resident = min(
         (fill(stage) for stage in dict.fromkeys(pricers)), key=lambda filled: (filled[0].tokens, -sum(filled[1].values()))
     )  # fmt: skip
-    pricer = pricers[0] if len(pricers) == 1 else PipelinePricer(pricers)
+    pricer = beside.pricer if len(pricers) == 1 else PipelinePricer(pricers)
     caching = make_caching(strategy, hardware, setup.cost.calibration, cache, layout.gpus)
     return ReplicaPlan(strategy, replicas, layout, requests, policy, pricer, cache, usable, resident, caching)
 
@@ -143,6 +158,22 @@ def _kept_stages(
         kept = setup.memo[id(strategy)] = (rests_on, _stages(setup, strategy, layout, numerics, host))
     pricers: tuple[StepPricer, ...] = kept[1]
     return pricers
+
+
+def _kept_techniques(
+    setup: Setup,
+    strategy: ServingStrategy,
+    layout: Layout,
+    numerics: Numerics,
+    pricers: tuple[StepPricer, ...],
+) -> Techniques:
+    """Return the techniques of an earlier run where the pricers that they stand beside are the same."""
+    key = ("techniques", id(strategy))
+    kept = setup.memo.get(key)
+    if kept is None or kept[0] is not pricers[0]:
+        kept = setup.memo[key] = (pricers[0], make_techniques(setup, strategy, layout, numerics, pricers[0]))
+    techniques: Techniques = kept[1]
+    return techniques
 
 
 def _stages(
@@ -164,6 +195,8 @@ def _stages(
             found[key] = StepPricer(
                 model, numerics, layout.tensor, layout.tensor_span, setup.cost, host, all_reduce=strategy.all_reduce,
                 wide_ends=strategy.weight_bits is None, layout=layout, layers=layers, captured=strategy.cuda_graphs,
+                scheme=scheme_of(strategy), change=cache_change(strategy, setup, numerics),
+                generates=strategy.endpoint == "generate",
             )  # fmt: skip
         pricers.append(found[key])
     return tuple(pricers)
@@ -179,7 +212,7 @@ def check(strategy: ServingStrategy, model: Model, hardware: Hardware) -> None:
         device lacks, or a token budget below the batch.
     """
     tensor = strategy.tensor_parallel
-    if model.family != "decoder":
+    if model.family == "encoder-decoder" or (model.family == "encoder" and strategy.endpoint == "generate"):
         raise MemroofError(
             f"{model.name} is an {model.family}: serving needs a model of family decoder, which generates"
         )
@@ -187,6 +220,7 @@ def check(strategy: ServingStrategy, model: Model, hardware: Hardware) -> None:
         heads = f"{model.num_attention_heads} attention heads and {model.kv_heads} KV heads"
         raise MemroofError(f"tensor_parallel {tensor} does not divide the {heads} of {model.name}")
     peak_flops(hardware.device, strategy.precision)
+    check_techniques(strategy, model, hardware)
     if strategy.max_batched_tokens < strategy.max_batch:
         raise MemroofError(
             f"max_batched_tokens ({strategy.max_batched_tokens}) is below max_batch ({strategy.max_batch}): "
@@ -200,12 +234,6 @@ def _numerics(strategy: ServingStrategy) -> Numerics:
     if strategy.weight_bits is not None:
         stored = strategy.weight_bits / 8.0
     return replace(numerics, weight_bytes=stored)
-
-
-def heads_allow(model: Model, tensor: int) -> bool:
-    """Whether every rank of a tensor-parallel group gets whole heads; a KV head may be copied to several ranks."""
-    whole = model.num_attention_heads % tensor == 0
-    return whole and (model.mla is not None or model.kv_heads % tensor == 0 or tensor % model.kv_heads == 0)
 
 
 def check_lengths(requests: Requests, strategy: ServingStrategy, model: Model) -> None:

@@ -100,9 +100,7 @@ def quantised(numerics: Numerics, scheme: Scheme, model: Model, *, kv: bool = Tr
     cached = numerics.kv_bytes
     if kv and scheme.kv:
         cached = cache_bytes(8.0 * FORMAT_BYTES[scheme.kv], scheme.kv_group)
-    return replace(
-        numerics, compute=scheme.compute or numerics.compute, weight_bytes=stored, kv_bytes=cached
-    )
+    return replace(numerics, compute=scheme.compute or numerics.compute, weight_bytes=stored, kv_bytes=cached)
 
 
 def products(work: Matmul, scheme: Scheme, cost: CostModel) -> tuple[Work, ...]:
@@ -124,7 +122,9 @@ def products(work: Matmul, scheme: Scheme, cost: CostModel) -> tuple[Work, ...]:
         slower = peak_flops(cost.device, scheme.weights) / peak_flops(cost.device, "int8")
         wider = 1.0 + outliers / work.k * (FORMAT_BYTES["int8"] / FORMAT_BYTES[scheme.weights] - 1.0)
         longer = work.k + outliers * (slower - 1.0)
-        right, left = ((bytes_ * wider * work.k / longer) for bytes_ in (scheme.weight_bytes, work.left_bytes))
+        right, left = (
+            (bytes_ * wider * work.k / longer) for bytes_ in (scheme.weight_bytes, work.left_bytes)
+        )
         work = replace(work, k=longer, right_bytes=float(right), left_bytes=float(left))
     flops = unscaling_flops(work, scheme, float(cost.kernels.constants["matmul"]["tile_m"]))
     if not np.any(flops):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from simulator.graph import FORMAT_BYTES, Numerics
-from simulator.serving.plan import heads_allow
+from simulator.serving.layout import heads_allow
 from simulator.specs import ServingScenario
 from simulator.strategy import Remedy, Setup
 

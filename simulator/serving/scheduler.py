@@ -182,18 +182,18 @@ class Replica(Preemption):
     def _prefill_pieces(self) -> list[tuple[int, int]]:
         """Admit what may run and return (request, new tokens) of the next iteration; blocks are taken."""
         policy = self.policy
-        if policy.static:
-            if not self.decoding and not self.prefilling:
-                self._admit_batch()
-        elif policy.priority_preemption and self.line:
-            self._yield_to_urgent()
-        budget = policy.max_tokens
-        if policy.mixes and (self.decoding or self.swapped):
+        if policy.static and not self.decoding and not self.prefilling:
+            self._admit_batch()
+        mixing = policy.mixes and (self.decoding or self.swapped)
+        if mixing:
             self._make_room()
             if self.decoding:
                 self._grow(1)
+        if policy.priority_preemption and self.line:
+            self._yield_to_urgent()
+        if mixing:
             self._resume()
-            budget -= len(self.decoding)
+        budget = policy.max_tokens - (len(self.decoding) if policy.mixes else 0)
         pieces: list[tuple[int, int]] = []
         for request in self.prefilling:
             piece = self._piece(int(self.target[request] - self.cached[request]), budget)

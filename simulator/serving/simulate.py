@@ -23,6 +23,7 @@ from simulator.serving.metrics import (
 from simulator.serving.plan import ReplicaPlan, make_plan
 from simulator.serving.scheduler import Served, serve
 from simulator.serving.step_time import Account
+from simulator.serving.techniques import technique_lines
 from simulator.serving.workload import Requests
 from simulator.specs import OperatorClass, ServingScenario, Span
 from simulator.strategy import (
@@ -236,6 +237,7 @@ def _assumptions(setup: Setup, plan: ReplicaPlan, served: Served) -> tuple[str, 
         lines.append(
             f"all weights, embeddings among them, are stored in {strategy.weight_precision} and widened without cost"
         )
+    lines += technique_lines(strategy, getattr(plan.pricer, "expected", None))
     if strategy.batching == "static":
         lines.append("a finished request keeps its slot, and is returned, until its batch ends")
     lines.append(

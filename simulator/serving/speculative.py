@@ -41,22 +41,24 @@ def expected_tokens(
     Parameters
     ----------
     acceptance : float or tuple of float
-        Probability that a candidate is taken whose predecessors were, of all depths or by depth.
+        Of all depths: probability that a candidate is taken whose predecessors were. By depth: that one of the candidates is.
     tokens : int
         Depth of the draft.
     branches : tuple of int
-        Candidates that follow a node, by depth; independent of each other, so that one of b is taken with probability
-        1 - (1 - a)^b.
+        Candidates that follow a node, by depth. Those of one rate are independent of each other: one of b is taken with
+        probability 1 - (1 - a)^b, which real drafts, whose second choice is worse than the first, do not reach.
 
     Notes
     -----
     1 + Σ_d Π_{i ≤ d} a_i; with equal a_i this is (1 - a^(k+1)) / (1 - a) (Leviathan et al. 2023, equation 1).
     """
-    rates = acceptance if isinstance(acceptance, tuple) else (acceptance,) * tokens
     expected, reached = 1.0, 1.0
-    for depth, rate in enumerate(rates):
-        candidates = branches[depth] if depth < len(branches) else 1
-        reached *= 1.0 - (1.0 - rate) ** candidates
+    for depth in range(tokens):
+        if isinstance(acceptance, tuple):
+            reached *= acceptance[depth]
+        else:
+            candidates = branches[depth] if depth < len(branches) else 1
+            reached *= 1.0 - (1.0 - acceptance) ** candidates
         expected += reached
     return expected
 
@@ -126,8 +128,8 @@ class SpeculativePricer:
         """Price token steps: an iteration of drafting and verifying each, by the tokens that it brings."""
         verify = self.target.decode(contexts, steps, self.queries)
         parts = [verify, *self._drafts(contexts, steps)]
-        seconds = sum(part.seconds for part in parts) / self.expected
-        fixed = sum(part.fixed for part in parts) / self.expected
+        seconds = np.sum([part.seconds for part in parts], axis=0) / self.expected
+        fixed = np.sum([part.fixed for part in parts], axis=0) / self.expected
         varying = tuple((place, values / self.expected) for part in parts for place, values in part.varying)
         return Steps(seconds, fixed, varying)
 
@@ -166,9 +168,7 @@ class SpeculativePricer:
             one = drafter.pricer.decode(contexts + depth, steps, nodes)
             joined = drafter.join(float(len(contexts) * nodes))
             if isinstance(joined, np.ndarray):
-                one = Steps(
-                    one.seconds + float(joined[:FLOPS].sum()), one.fixed + joined, one.varying
-                )
+                one = Steps(one.seconds + float(joined[:FLOPS].sum()), one.fixed + joined, one.varying)
             passes.append(one)
         return passes
 

@@ -37,7 +37,9 @@ from simulator.graph import (
 from simulator.graph.build import LOGIT_BYTES
 from simulator.serving.experts import EXCHANGE_UNITS, ROUTED, Experts, cut
 from simulator.serving.iteration import Steps
+from simulator.serving.kv_compression import CacheChange
 from simulator.serving.layout import Layout
+from simulator.serving.quantisation import Scheme, products
 from simulator.serving.workload import Floats, Integers
 from simulator.specs import OPERATOR_CLASSES, Model, OperatorClass, Span
 from simulator.strategy import Bottleneck
@@ -58,7 +60,10 @@ BUBBLE = TRAFFIC + 1
 HOST = OPERATOR_CLASSES.index("host") * len(BOUNDS) + BOUNDS.index("latency")
 LINK = BOUNDS.index("link")
 EXCHANGE = OPERATOR_CLASSES.index("expert-exchange") * len(BOUNDS) + LINK
+FETCH = OPERATOR_CLASSES.index("transfer") * len(BOUNDS) + LINK
+"""Place of copies from DRAM that an iteration waits for."""
 SIZE = BUBBLE + 1
+"""Places of an account."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,12 @@ class StepPricer:
     captured : tuple of int, optional
         Counts of tokens that CUDA graphs are captured for: an iteration runs in the next larger, and eagerly where there is
         none. If absent, everything is captured as it is.
+    scheme : Scheme, optional
+        How linear layers are quantised, where formats alone do not say it.
+    change : CacheChange, optional
+        What becomes of the KV cache, where it does not hold all keys and values.
+    generates : bool
+        Whether the head gives logits; else states are pooled.
     """
 
     def __init__(
@@ -120,9 +131,13 @@ class StepPricer:
         layout: Layout | None = None,
         layers: range | None = None,
         captured: tuple[int, ...] | None = None,
+        scheme: Scheme | None = None,
+        change: CacheChange | None = None,
+        generates: bool = True,
     ) -> None:
         self.model, self.numerics, self.cost, self.span, self.host = model, numerics, cost, span, host
         self.all_reduce, self.wide_ends = all_reduce, wide_ends
+        self.scheme, self.change, self.generates = scheme, change, generates
         self.layout = layout or Layout(tensor_parallel, tensor_span=span)
         self.layers = range(model.num_hidden_layers) if layers is None else layers
         self.captured = None if captured is None else np.array(sorted(captured), np.int64)
@@ -139,11 +154,17 @@ class StepPricer:
         self._routed = _Table(lambda n: self._priced(self._experts_of(n)))
         self._sent = _Table(lambda n: self._exchanged(n, low_latency=self.layout.exchange == "low-latency"))
         self._sent_low = _Table(lambda n: self._exchanged(n, low_latency=True))
+        self._nothing = np.zeros(SIZE)
         self._expands = bool(_names(prefill) - self._shared)
         self._absorbs = bool(_names(decode) - self._shared)
 
-    def decode(self, contexts: Integers, steps: int) -> Steps:
-        """Price ``steps`` iterations of the same sequences, whose contexts grow by a token in each."""
+    def decode(self, contexts: Integers, steps: int, queries: int = 1) -> Steps:
+        """Price ``steps`` iterations of the same sequences, whose contexts grow by a token in each.
+
+        Each sequence has ``queries`` tokens in every iteration, all of which are sampled after.
+        """
+        if queries != 1:
+            return self._verify(contexts, steps, queries)
         batch = len(contexts)
         if self.layout.overlap and batch > 1:
             half = contexts[::2]
@@ -152,8 +173,21 @@ class StepPricer:
         fixed = self._fixed(batch, batch, 0, batch) + self._exchange(self._padded(batch), 0)
         return self._issued(fixed, tuple(self._decode_steps(contexts, steps)), steps, batch)
 
-    def mixed(self, new: Integers, cached: Integers, contexts: Integers, sampled: int) -> Steps:
+    def _verify(self, contexts: Integers, steps: int, queries: int) -> Steps:
+        tokens = len(contexts) * queries
+        fixed = self._fixed(tokens, tokens, 0, tokens) + self._exchange(self._padded(tokens), 0)
+        return self._issued(fixed, tuple(self._decode_steps(contexts, steps, queries)), steps, tokens)
+
+    def mixed(
+        self, new: Integers, cached: Integers, contexts: Integers, sampled: int, queries: int = 1
+    ) -> Steps:
         """Price an iteration of prompt pieces (``new`` tokens after ``cached``) beside decodes after ``contexts``."""
+        if queries != 1 and len(contexts):
+            tokens, keys = int(new.sum()) + len(contexts) * queries, cached + new
+            fixed = self._fixed(tokens, sampled, int(keys.sum()), len(contexts) * queries)
+            self._charge_attention(fixed, new, keys, contexts[:0])
+            varying = tuple(self._decode_steps(contexts, 1, queries))
+            return self._issued(fixed + self._exchange(self._padded(tokens), len(new)), varying, 1, tokens)
         if self.layout.overlap:
             new, cached = _half_of(new, cached)
             contexts, sampled = contexts[::2], (sampled + 1) // 2
@@ -213,9 +247,9 @@ class StepPricer:
         both = tuple((part, values * (2.0 * slower if part < FLOPS else 2.0)) for part, values in varying)
         return Steps(seconds, 2.0 * charged, (*both, (EXCHANGE, seconds - 2.0 * compute)))
 
-    def _exchange(self, tokens: int, prompts: int) -> Floats | float:
+    def _exchange(self, tokens: int, prompts: int) -> Floats:
         if self.experts is None or not tokens:
-            return 0.0 if self.experts is None else np.zeros(SIZE)
+            return self._nothing
         return (self._sent_low if self.layout.exchange == "auto" and not prompts else self._sent)[tokens]
 
     def _eager(self, tokens: int) -> bool:
@@ -245,11 +279,12 @@ class StepPricer:
         }
         host = OPERATOR_CLASSES.index("host")
         kernels = np.delete(table, host, axis=0).sum(axis=0).tolist()
-        experts = float(vector[EXCHANGE])
+        experts, fetched = float(vector[EXCHANGE]), float(vector[FETCH])
         link: Bottleneck = "network" if len(self.span.tiers) > 1 else "tensor-parallel link"
         named: list[tuple[Bottleneck, float]] = [
-            ("compute", kernels[0]), ("memory", kernels[1]), (link, kernels[2] - experts), ("latency", kernels[3]),
-            ("host", float(table[host].sum())), ("expert-parallel link", experts), ("bubble", float(vector[BUBBLE])),
+            ("compute", kernels[0]), ("memory", kernels[1]), (link, kernels[2] - experts - fetched), ("latency", kernels[3]),
+            ("host", float(table[host].sum())), ("expert-parallel link", experts), ("host link", fetched),
+            ("bubble", float(vector[BUBBLE])),
         ]  # fmt: skip
         return Account(
             by_class, {n: s for n, s in named if s > 0.0}, float(vector[FLOPS]), float(vector[TRAFFIC])
@@ -264,6 +299,8 @@ class StepPricer:
         """Weights of one rank [B]."""
         graph = self.graph()
         ends = sum(float(block.parameters) for block in self._ends(graph))
+        if not self.generates and self._last:
+            ends -= sum(float(op.parameters) for op in graph.head.operators if op.name == "logits")
         layers = sum(
             float(block.parameters) * count for block, count in zip(graph.blocks, graph.counts, strict=True)
         )
@@ -299,22 +336,28 @@ class StepPricer:
         fixed[HOST] += self.host
         return fixed
 
-    def _decode_steps(self, contexts: Integers, steps: int) -> list[tuple[int, Floats]]:
+    def _decode_steps(
+        self, contexts: Integers, steps: int, queries: int = 1
+    ) -> list[tuple[int, Floats]]:
         batch = len(contexts)
-        grown = np.arange(1.0, steps + 1.0)
+        grown = np.arange(float(queries), steps + float(queries))
         mean = (float(contexts.sum()) + batch * grown) / batch
         charges: list[tuple[int, Floats]] = []
         for attention, count in self._decode_attention.items():
             keys: Floats = mean
-            if np.isfinite(attention.window) and contexts.max() + steps > attention.window:
+            if np.isfinite(attention.window) and contexts.max() + steps + queries - 1 > attention.window:
                 keys = np.minimum(contexts[:, None] + grown, attention.window).mean(axis=0)
-            charges += _charges(self.cost.price(_sized(attention, batch, 1, keys)), count, steps)
-            for place, offset, slope in self._decode_slopes[attention]:
+            charges += _charges(self.cost.price(_sized(attention, batch, queries, keys)), count, steps)
+            slopes = self._decode_slopes[attention] if queries == 1 else _slopes(attention, queries)
+            for place, offset, slope in slopes:
                 charges.append((place, (batch * count) * (offset + slope * keys)))
         return charges
 
     def _graph(self, shape: Shape) -> ModelGraph:
-        return cut(build(self.model, shape, self.partition, self.numerics), self.layers)
+        graph = build(self.model, shape, self.partition, self.numerics)
+        if self.change is not None and self.change.changes:
+            graph = self.change.applied(graph, prefill=shape.phase == "prefill")
+        return cut(graph, self.layers)
 
     @property
     def _last(self) -> bool:
@@ -354,15 +397,23 @@ class StepPricer:
                     continue
                 if (operator.name in self._shared) == shared:
                     works = (work for work in operator.forward if not isinstance(work, Attention))
-                    yield from ((_narrowed(work), count) for work in works)
+                    yield from ((kernel, count) for work in works for kernel in self._kernels(work))
+
+    def _kernels(self, work: Work) -> tuple[Work, ...]:
+        if self.scheme is not None and isinstance(work, Matmul):
+            return products(work, self.scheme, self.cost)
+        return (_narrowed(work),)
 
     def _head(self, sequences: Floats) -> Iterable[tuple[Work, int]]:
         """Norm and logits of the sequences that sample, the gather of the logits, and softmax with sampling."""
         if not self._last:
             return
+        unused = ("loss",) if self.generates else ("logits", "loss")
         for operator in self._graph(Shape(sequences, 1, 0, "prefill")).head.operators:
-            if operator.name != "loss":
+            if operator.name not in unused:
                 yield from ((self._widened(work), 1) for work in operator.forward)
+        if not self.generates:
+            return
         logits = sequences * self.model.vocab_size * LOGIT_BYTES
         yield Collective("all-gather", "tensor", logits), 1
         yield Elementwise(2.0 * logits, logits), 1
@@ -454,11 +505,13 @@ def _sized(a: Attention, batch: Numeric, queries: Numeric, keys: Numeric) -> Att
     )  # fmt: skip
 
 
-def _slopes(attention: Attention) -> tuple[tuple[int, float, float], ...]:
-    """FLOPs and bytes of one decode query as lines over the positions that it sees: (place, offset, slope)."""
-    one, two = _sized(attention, 1, 1, 1.0), _sized(attention, 1, 1, 2.0)
+def _slopes(attention: Attention, queries: int = 1) -> tuple[tuple[int, float, float], ...]:
+    """FLOPs and bytes of a decode's queries as lines over the positions that they see: (place, offset, slope)."""
+    one, two = (_sized(attention, 1, queries, float(queries + keys)) for keys in (0, 1))
     points = ((FLOPS, float(one.flops), float(two.flops)), (TRAFFIC, float(one.bytes), float(two.bytes)))
-    return tuple((place, 2.0 * first - second, second - first) for place, first, second in points)
+    return tuple(
+        (place, first - queries * (second - first), second - first) for place, first, second in points
+    )
 
 
 def _charge_one(account: Floats, cost: Cost, count: int) -> None:

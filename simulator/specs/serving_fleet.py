@@ -89,7 +89,9 @@ class Fleet(Spec):
         if "imbalance" in given and self.router != "prefix-aware":
             return "'imbalance' belongs to router 'prefix-aware'"
         for pool in (self.prefill, self.decode) if inside else ():
-            if pool is not None and (pool.hardware is not None or pool.replicas is not None or pool.autoscale is not None):
+            if pool is not None and (
+                pool.hardware is not None or pool.replicas is not None or pool.autoscale is not None
+            ):
                 return "with 'prefill_share' both phases have the scenario's GPUs: pools differ in 'strategy' alone"
         for pool in self.all_pools:
             if pool.autoscale and pool.replicas is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from simulator.specs.base import Bytes, Seconds, Spec
@@ -260,9 +260,18 @@ class ServingScenario(ScenarioBase):
 
     @model_validator(mode="after")
     def _pools(self) -> ServingScenario:
+        if self.fleet and (self.strategy.context_compression or self.strategy.endpoint != "generate"):
+            name = "endpoint" if self.strategy.endpoint != "generate" else "context_compression"
+            raise PydanticCustomError("scenario", "{message}", {"message": f"'{name}' is not simulated in a fleet"})
         if self.fleet:
-            for pool in self.fleet.all_pools:
-                self.of_pool(pool)
+            for number, pool in enumerate(self.fleet.all_pools, start=1):
+                try:
+                    self.of_pool(pool)
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    where = ".".join(map(str, first["loc"]))
+                    message = f"pool {pool.name or number}: strategy.{where}: {first['msg'].lower()}"
+                    raise PydanticCustomError("scenario", "{message}", {"message": message}) from None
         return self
 
     def of_pool(self, pool: Pool) -> ServingScenario:

@@ -36,14 +36,17 @@ class Speculation(Spec):
     branches: tuple[Positive, ...] = ()
     """Of a token tree: candidates that follow each node, by depth; 1 where not given (SpecInfer, EAGLE)."""
     acceptance: Annotated[float, Field(ge=0.0, le=1.0)] | tuple[Share, ...]
-    """Probability that the target takes a candidate whose predecessors it took: of all depths, or by depth."""
+    """Probability that the target takes a candidate whose predecessors it took, where candidates are independent of each other;
+    or, by depth, that it takes one of them, as measured for a tree."""
 
     @model_validator(mode="after")
     def _depths(self) -> Speculation:
         if len(self.branches) > self.tokens:
             raise PydanticCustomError("scenario", "'branches' has more depths than 'tokens'")
         if isinstance(self.acceptance, tuple) and len(self.acceptance) != self.tokens:
-            raise PydanticCustomError("scenario", "'acceptance' by depth needs one share for each of 'tokens'")
+            raise PydanticCustomError(
+                "scenario", "'acceptance' by depth needs one share for each of 'tokens'"
+            )
         return self
 
 
@@ -158,15 +161,16 @@ def technique_problems(strategy: Any) -> list[str]:
     if strategy.quantization:
         for name in ("weight_precision", "weight_bits"):
             if getattr(strategy, name) is not None:
-                found.append(f"'{name}' has no meaning with 'quantization', which says how weights are stored")
+                found.append(
+                    f"'{name}' has no meaning with 'quantization', which says how weights are stored"
+                )
         if strategy.precision not in ("fp16", "bf16"):
             found.append("'quantization' needs precision 'fp16' or 'bf16': that of what it leaves as it is")
     caches = [n for n in ("kv_rematerialization", "kv_budget", "block_retrieval") if getattr(strategy, n)]
     if len(caches) > 1:
         found.append(f"'{caches[0]}' and '{caches[1]}' each say what the KV cache keeps: choose one")
-    if strategy.kv_group is not None and (strategy.kv_precision is None and strategy.quantization != "atom"):
-        if not strategy.kv_rematerialization:
-            found.append("'kv_group' are elements that share scales: it needs a 'kv_precision' below 16 bits")
+    if strategy.kv_group is not None and not (strategy.kv_precision or strategy.kv_rematerialization):
+        found.append("'kv_group' are elements that share scales: it needs 'kv_precision' or 'kv_rematerialization'")
     if strategy.kv_rematerialization and strategy.kv_precision is not None:
         found.append("'kv_precision' has no meaning with 'kv_rematerialization', which has its own 'bits'")
     single = (
@@ -180,13 +184,19 @@ def technique_problems(strategy: Any) -> list[str]:
     if strategy.context_compression and (strategy.prefix_cache or strategy.multimodal):
         found.append("'context_compression' has no text that a prefix cache or an image could be found in")
     if strategy.kv_budget and strategy.kv_budget.eviction == "after-prefill" and strategy.chunked_prefill:
-        found.append("'kv_budget' with eviction 'after-prefill' attends to whole prompts: it needs chunked_prefill false")
+        found.append(
+            "'kv_budget' with eviction 'after-prefill' attends to whole prompts: it needs chunked_prefill false"
+        )
     if strategy.speculation and strategy.batching == "static":
         found.append("'speculation' is not priced with batching 'static'")
     if strategy.endpoint != "generate":
         for name in ("speculation", "kv_budget", "block_retrieval", "kv_rematerialization"):
             if getattr(strategy, name):
-                found.append(f"'{name}' has no meaning with endpoint '{strategy.endpoint}', which decodes nothing")
+                found.append(
+                    f"'{name}' has no meaning with endpoint '{strategy.endpoint}', which decodes nothing"
+                )
         if "iteration" in given and strategy.iteration is not None:
-            found.append(f"'iteration' has no meaning with endpoint '{strategy.endpoint}', which decodes nothing")
+            found.append(
+                f"'iteration' has no meaning with endpoint '{strategy.endpoint}', which decodes nothing"
+            )
     return found

@@ -56,6 +56,7 @@ class Case:
 
 
 EITHER = st.booleans()
+LAYOUTS = st.sampled_from(["paged", "prefixes", "contiguous", "virtual"])
 LINK = st.builds(Channel, st.sampled_from([5.0, 300.0]), st.sampled_from([0.0, 0.2]))
 
 
@@ -99,7 +100,7 @@ def workloads(draw, session=EITHER):
 
 
 @st.composite
-def cases(draw, static=EITHER, roomy=EITHER, plain=EITHER):
+def cases(draw, static=EITHER, roomy=EITHER, plain=EITHER, swap=EITHER, layouts=LAYOUTS):
     """A replica of any policy; a plain one serves first come, first served, without anything shared or swapped."""
     requests = draw(workloads())
     max_batch = draw(st.integers(1, 6))
@@ -112,7 +113,7 @@ def cases(draw, static=EITHER, roomy=EITHER, plain=EITHER):
     groups = draw(st.sampled_from([(LayerGroup(2.0),), (LayerGroup(2.0), LayerGroup(6.0, 8.0))]))
     case = Case(requests, policy, PagedCache(groups, draw(st.sampled_from([1, 4])), 0.0))
     if not policy.static and not draw(plain):
-        case = draw(rich(case))
+        case = draw(rich(case, swap, layouts))
     cache, room = case.cache, 1e9
     if not draw(roomy):
         room = float(cache.size(requests.longest)) * draw(st.floats(1.0, 2.5))
@@ -122,16 +123,16 @@ def cases(draw, static=EITHER, roomy=EITHER, plain=EITHER):
 
 
 @st.composite
-def rich(draw, case):
+def rich(draw, case, swap, layouts):
     """The same replica with an order, a way to preempt, and a layout or a prefix cache."""
     order = draw(st.sampled_from(["fcfs", "priority", "shortest-prompt"]))
     iteration = draw(st.sampled_from([None, "mixed", "prefill-first", "decode-first"]))
     policy = replace(
-        case.policy, order=order, iteration=iteration, swap=draw(EITHER), overlap=draw(EITHER), round_trip=0.1,
+        case.policy, order=order, iteration=iteration, swap=draw(swap), overlap=draw(EITHER), round_trip=0.1,
         priority_preemption=order == "priority" and iteration != "decode-first" and draw(EITHER),
     )  # fmt: skip
     swap = draw(tier("dram", st.sampled_from([40.0, 1e9]))) if policy.swap else None
-    layout = draw(st.sampled_from(["paged", "prefixes", "contiguous", "virtual"]))
+    layout = draw(layouts)
     groups = case.cache.groups
     if layout == "prefixes":
         cache = PagedCache(groups[:1], case.cache.block_size, 0.0)
@@ -163,6 +164,30 @@ def test_runs_of_steps_equal_steps_one_by_one(case):
     assert runs.moved == pytest.approx(steps.moved, rel=1e-9)
     assert (runs.stall, runs.mapping) == pytest.approx((steps.stall, steps.mapping), rel=1e-9, abs=1e-9)
     assert sum(runs.log.steps) == len(steps.log.steps)
+
+
+TIGHT = cases(
+    static=st.just(False),
+    roomy=st.just(False),
+    plain=st.just(False),
+    swap=st.just(True),
+    layouts=st.just("prefixes"),
+)
+
+
+@laws
+@given(TIGHT)
+def test_what_is_swapped_out_may_hold_shared_blocks(case):
+    runs, steps = (
+        _Audited(
+            case.requests, case.policy, case.cache, CurvedPricer(), ("hbm", np.inf), {}, one, **case.parts()
+        ).run()
+        for one in (False, True)
+    )
+    assert runs.end == pytest.approx(steps.end, rel=1e-9)
+    assert runs.preemptions == steps.preemptions
+    assert runs.moved == pytest.approx(steps.moved, rel=1e-9)
+    assert np.isfinite(runs.end).all()
 
 
 @laws

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.specs import Catalog, MemroofError
+from simulator.specs.serving_scenario import CAPTURED
 from simulator.validation.dataset import Part, TableDataSet, keep
 from simulator.validation.datasets.devices import AICONFIGURATOR
 from simulator.validation.datasets.runs import (
@@ -29,6 +30,7 @@ from simulator.validation.datasets.runs import (
     run_parts,
     thin,
 )
+from simulator.validation.fit import Constant, Fit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +53,8 @@ ROUNDS = 10
 """Requests of a client, as the continuous benchmark sends; its means hold the burst at the start."""
 LARGEST = 2048
 """Requests of a run at most."""
+LONG, FEW, MOST_PROMPTS = 8000, 16, 40
+"""Tokens of a prompt whose products outlast all else, clients at most, and rows that the clock under load is fitted on."""
 FRONTEND = "5 ms"
 """Assumed round trip of a request between client and scheduler (HTTP, tokenising, streaming back)."""
 BUDGET = 8192
@@ -86,7 +90,9 @@ def closed_loop(
 ) -> Content:
     """Return the scenario of a benchmark client that keeps so many requests in flight.
 
-    The host of these servers is hidden: they launch CUDA graphs and schedule the next iteration while one runs.
+    The host of these servers is hidden while they launch CUDA graphs and schedule the next iteration while one runs; graphs
+    are captured for decoding (vLLM up to 512 tokens, SGLang and TensorRT-LLM for batches of decodes), so that prompts are
+    issued operator by operator.
     """
     return {
         "kind": "serving", "hardware": {"device": device, "count": gpus}, "model": model,
@@ -96,9 +102,16 @@ def closed_loop(
         },
         "strategy": {
             "tensor_parallel": gpus, "max_batch": max(concurrency, 1), "max_batched_tokens": 8192,
-            "schedule_ahead": True, "frontend_latency": FRONTEND, **formats, **strategy,
+            "schedule_ahead": True, "frontend_latency": FRONTEND, "cuda_graphs": captured(concurrency), **formats, **strategy,
         },
     }  # fmt: skip
+
+
+def captured(sequences: int) -> bool | list[int]:
+    """Return the counts of tokens that are captured where so many sequences decode at once: vLLM's, and more above 512."""
+    if sequences <= CAPTURED[-1]:
+        return True
+    return [*CAPTURED, *range(CAPTURED[-1] + 64, sequences + 64, 64)]
 
 
 def lengths(tokens: float, spread: bool) -> Any:
@@ -114,7 +127,9 @@ def _content(row: Any) -> Content:
     formats = numerics(str(row.gemm_quant_mode), device, "fp8" if public else None)
     # where a point is of several replicas, concurrency is theirs together and the batch that of one group
     groups = cut.get("attention_data_parallel", 1)
-    clients = int(row.concurrency if np.isnan(row.batch_size) else min(row.concurrency, groups * row.batch_size))
+    clients = int(
+        row.concurrency if np.isnan(row.batch_size) else min(row.concurrency, groups * row.batch_size)
+    )
     return closed_loop(
         device, MODELS[row.model_path], ranks, lengths(row.isl, public), lengths(row.osl, public), clients, formats,
         all_reduce="push" if ours else "pull",
@@ -168,6 +183,17 @@ def _covered(frame: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
     return keep(frame, ~same, "the same point again", skipped)
 
 
+def _prompts(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
+    frame = keep(frame, frame["model_path"].isin(DENSE), "experts", skipped)
+    frame = keep(frame, (frame["isl"] >= LONG) & (frame["concurrency"] <= FEW), "short prompts, or a queue of them", skipped)
+    frame = thin(_covered(frame, skipped), ("id", "source_dump"), MOST_PROMPTS, skipped)
+    parts = run_parts(
+        frame, catalog, skipped, content=_content, measured=lambda rows: rows["ttft_ms"].to_numpy(float) * 1e-3,
+        quantity=metric("time_to_first_token_mean"), groups=("model_path", "system", "backend", "isl", "osl", "tp_size"),
+    )  # fmt: skip
+    return parts
+
+
 def _split(
     frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, column: str, quantity: str
 ) -> Sequence[Part]:
@@ -193,12 +219,14 @@ def _apart_content(row: Any) -> Content:
     device = DEVICES[row.system]
     pools: dict[str, Any] = {}
     for phase in ("prefill", "decode"):
-        cut, workers = degrees(row, f"{phase}_"), int(getattr(row, f"{phase}_num_workers"))
+        cut, workers = dict[str, Any](degrees(row, f"{phase}_")), int(getattr(row, f"{phase}_num_workers"))
         ranks = cut["tensor_parallel"] * cut.get("attention_data_parallel", 1)
         if row.backend == "sglang" and cut.get("expert_parallel", 1) == ranks > cut["tensor_parallel"]:
             cut = {**cut, "expert_exchange": "auto"}
         pools[phase] = {
-            "hardware": {"device": device, "count": workers * ranks}, "replicas": workers, "strategy": cut
+            "hardware": {"device": device, "count": workers * ranks},
+            "replicas": workers,
+            "strategy": cut,
         }
     formats = numerics(str(row.gemm_quant_mode), device, "fp8")
     content = closed_loop(
@@ -231,6 +259,7 @@ def _apart(
     )  # fmt: skip
 
 
+PROMPTS = "aiconfigurator/serving_ttft_tpot.csv#long-prompts"
 DATASETS = (
     TableDataSet(
         "aiconfigurator/serving_ttft_tpot.csv#tpot",
@@ -240,6 +269,7 @@ DATASETS = (
         "aiconfigurator/serving_ttft_tpot.csv#ttft",
         partial(_split, column="ttft_ms", quantity="time_to_first_token_mean"),
     ),
+    TableDataSet(PROMPTS, _prompts),
     TableDataSet(
         "aiconfigurator/serving_ttft_tpot.csv#apart-tpot",
         partial(_apart, column="tpot_ms", quantity="time_per_output_token_p50"),
@@ -247,5 +277,14 @@ DATASETS = (
     TableDataSet(
         "aiconfigurator/serving_ttft_tpot.csv#apart-ttft",
         partial(_apart, column="ttft_ms", quantity="time_to_first_token_mean"),
+    ),
+)
+
+FITS = (
+    Fit(
+        "host",
+        (Constant("host", "sustained_clock", 0.4, 1.0),),
+        (PROMPTS,),
+        "model, system, engine, lengths and layout",
     ),
 )

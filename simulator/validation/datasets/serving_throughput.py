@@ -213,14 +213,12 @@ def _blog(
 SGLANG_MODELS = {"Qwen3-30B-A3B-BF16": ("qwen3-30b-a3b", "bf16"), "Qwen3-8B-FP8": ("qwen3-8b", "fp8")}
 SGLANG_PROMPT = 4096
 """Tokens of a prompt (the table does not say): prefill rates of these models change by a tenth from 1k to 8k."""
-
-
 DEEPSEEK = {
     "tensor_parallel": 1, "attention_data_parallel": 32, "expert_parallel": 32, "expert_exchange": "normal", "expert_nodes": 4,
     "dual_batch_overlap": True, "precision": "fp8", "max_batched_tokens": 16384,
 }  # fmt: skip
-"""DeepSeek's prefill in its published profile: experts over 32 GPUs, 4,096 tokens a prompt, 16,384 a GPU, two batches that overlap
-(deepseek-ai/profile-data)."""
+"""DeepSeek's prefill in its published profile: experts over 32 GPUs, 4,096 tokens a prompt, 16,384 a GPU, two batches that
+overlap (deepseek-ai/profile-data)."""
 
 
 def _prefill_content(row: Any) -> Content:

@@ -46,7 +46,10 @@ def test_accounts_add_up_to_the_seconds():
         {**TOGETHER, "expert_exchange": "auto", "dual_batch_overlap": True}, {"cuda_graphs": False},
     ):  # fmt: skip
         price = pricer(**strategy)
-        for steps in (price.decode(np.full(9, 300), 5), price.mixed(np.array([70, 9]), np.array([0, 5]), np.full(7, 300), 9)):
+        for steps in (
+            price.decode(np.full(9, 300), 5),
+            price.mixed(np.array([70, 9]), np.array([0, 5]), np.full(7, 300), 9),
+        ):
             account = price.account(steps.total(len(steps.seconds)))
             assert sum(account.by_bottleneck.values()) == pytest.approx(steps.seconds.sum())
 
@@ -101,7 +104,9 @@ def test_experts_over_places_keep_the_weights_and_read_fewer_rows_of_each():
 def test_attention_groups_hold_attention_whole_and_share_the_experts():
     alone, together = pricer(), pricer(**TOGETHER)
     graph = alone.graph()
-    experts = sum(float(b.expert_parameters) * n for b, n in zip(graph.blocks, graph.counts, strict=True)) * 2.0
+    experts = (
+        sum(float(b.expert_parameters) * n for b, n in zip(graph.blocks, graph.counts, strict=True)) * 2.0
+    )
     assert together.weight_bytes == pytest.approx(alone.weight_bytes - experts * 7 / 8)
     # eight times the tokens of one group meet in the experts: no faster than one GPU of eight with a batch of its own
     assert step(together) > step(pricer(tensor_parallel=8, expert_parallel=8))
@@ -119,7 +124,9 @@ def test_exchange_takes_link_time_that_locality_and_overlap_save():
 
 
 def test_auto_takes_low_latency_kernels_for_decodes_and_normal_ones_for_prompts():
-    auto, low, normal = (pricer(**TOGETHER, expert_exchange=kind) for kind in ("auto", "low-latency", "normal"))
+    auto, low, normal = (
+        pricer(**TOGETHER, expert_exchange=kind) for kind in ("auto", "low-latency", "normal")
+    )
     assert step(auto) == step(low) != step(normal)
     assert prompt(auto) == prompt(normal) != prompt(low)
 
