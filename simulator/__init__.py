@@ -29,10 +29,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from simulator.analysis.capacity import LargestLoad, largest_rate
     from simulator.analysis.curve import LoadCurve, load_curve
     from simulator.analysis.fit import FitReport, fit
     from simulator.analysis.fleet import Fleet, fleet
-    from simulator.analysis.load import LargestLoad, largest_rate
     from simulator.analysis.pareto import Pareto, pareto
     from simulator.analysis.result import Result
     from simulator.analysis.run import load, run
@@ -52,7 +52,7 @@ _HOMES = {
     "Catalog": "simulator.specs",
     "FitReport": "simulator.analysis",
     "Fleet": "simulator.analysis.fleet",
-    "LargestLoad": "simulator.analysis.load",
+    "LargestLoad": "simulator.analysis.capacity",
     "LoadCurve": "simulator.analysis.curve",
     "MemroofError": "simulator.specs",
     "Pareto": "simulator.analysis.pareto",
@@ -61,7 +61,7 @@ _HOMES = {
     "Sweep": "simulator.analysis",
     "fit": "simulator.analysis",
     "fleet": "simulator.analysis.fleet",
-    "largest_rate": "simulator.analysis.load",
+    "largest_rate": "simulator.analysis.capacity",
     "load": "simulator.analysis",
     "load_curve": "simulator.analysis.curve",
     "pareto": "simulator.analysis.pareto",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.analysis.load import (
+from simulator.analysis.capacity import (
     BEYOND,
     LIVES,
     Knob,
@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
 SHARES = (0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.15, 1.3)
 """Loads of a curve where none are given, relative to the largest that holds."""
-LATENCY = ("time_to_first_token_p50", "time_to_first_token_p99", "time_per_output_token_p50", "time_per_output_token_p99")
+LATENCY = (
+    "time_to_first_token_p50",
+    "time_to_first_token_p99",
+    "time_per_output_token_p50",
+    "time_per_output_token_p99",
+)
 REQUESTS = 1000
 
 
@@ -160,7 +165,9 @@ def load_curve(
         loads, requests = [share * largest.value for share in SHARES], requests or largest.requests
     if not len(loads) or min(loads) <= 0.0:
         raise MemroofError("loads must be above 0")
-    values = sorted({float(max(1, round(value))) if knob == "concurrency" else float(value) for value in loads})
+    values = sorted(
+        {float(max(1, round(value))) if knob == "concurrency" else float(value) for value in loads}
+    )
     count = requests or _enough(setup, values[-1])
     results = [answer(at_load(setup, value, requests=count)) for value in values]
     if not results[0].fits:

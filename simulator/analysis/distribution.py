@@ -109,14 +109,16 @@ def series(result: Result) -> Series:
     # the log has who is left after admission; who is let in just then waited until then
     waiting = arrived - admitted
     if overlapping(log):
-        running = np.searchsorted(np.sort(requests["admitted"]), start, side="right")
-        running = running - np.searchsorted(np.sort(requests["end"]), start, side="right")
-        return Series(start, waiting.astype(float), running.astype(float), np.zeros(0), end)
+        entered = np.searchsorted(np.sort(requests["admitted"]), start, side="right")
+        left = np.searchsorted(np.sort(requests["end"]), start, side="right")
+        return Series(start, waiting.astype(float), (entered - left).astype(float), np.zeros(0), end)
     held = np.asarray(log["kv_bytes"], float)
-    capacity = held.max() / result.values["kv_peak_occupancy"].value if held.max() else result.memory[0].capacity
+    capacity = (
+        held.max() / result.values["kv_peak_occupancy"].value if held.max() else result.memory[0].capacity
+    )
     running = np.asarray(log["decoding"]) + np.asarray(log["prefilling"])
-    waiting = np.maximum(waiting, log["waiting"])
-    return Series(start, waiting.astype(float), running.astype(float), held / capacity, end)
+    queued = np.maximum(waiting, np.asarray(log["waiting"]))
+    return Series(start, queued.astype(float), running.astype(float), held / capacity, end)
 
 
 def plot_series(result: Result) -> Figure:
@@ -135,7 +137,9 @@ def plot_latencies(result: Result) -> Figure:
     return latency_figure(shown, title=f"{result.name}: latency by request")
 
 
-def tables_of(result: Result) -> tuple[Mapping[str, npt.NDArray[np.float64]], Mapping[str, npt.NDArray[np.float64]]]:
+def tables_of(
+    result: Result,
+) -> tuple[Mapping[str, npt.NDArray[np.float64]], Mapping[str, npt.NDArray[np.float64]]]:
     """Return a serving answer's columns by request and by iteration; MemroofError where nothing was served."""
     tables = result.outcome.tables
     if "requests" not in tables or "iterations" not in tables:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simulator.analysis.capacity import DRAWS, LargestLoad, at_load, largest_load, serving
 from simulator.analysis.curve import LoadPoint, load_point
-from simulator.analysis.load import DRAWS, LargestLoad, at_load, largest_load, serving
 from simulator.analysis.money import rent
 from simulator.analysis.run import answer, load
 from simulator.serving.plan import make_plan
@@ -104,7 +104,7 @@ def fleet(
     spares : int
         Replicas that may be down meanwhile (N + k).
     requests : int, optional
-        As for :func:`~simulator.analysis.load.largest_rate`.
+        As for :func:`~simulator.analysis.capacity.largest_rate`.
     largest : LargestLoad, optional
         What that function found for this scenario, if it is known already.
     paths, overrides
@@ -120,7 +120,11 @@ def fleet(
     setup = load(scenario, catalog=Catalog(paths, overrides))
     largest = largest or largest_load(setup, requests=requests, draws=DRAWS)
     if not largest.value:
-        what = "does not fit" if not largest.result.fits else f"misses {largest.binding.replace('_', ' ')} at any load"
+        what = (
+            "does not fit"
+            if not largest.result.fits
+            else f"misses {largest.binding.replace('_', ' ')} at any load"
+        )
         raise MemroofError(f"{largest.result.name} {what}: no number of replicas holds {largest.goal.text()}")
     own = _replicas(largest.result.setup)
     per_replica = largest.value / own
@@ -143,7 +147,9 @@ def _replicas(setup: Setup) -> int:
 def _share(setup: Setup, total: float, own: int, replicas: int, largest: LargestLoad) -> LoadPoint:
     """Run what falls on each of ``replicas``, on the scenario's own; figures of all of them."""
     value = total * own / replicas
-    result = answer(at_load(setup, max(1.0, value) if largest.knob == "concurrency" else value, requests=largest.requests))
+    result = answer(
+        at_load(setup, max(1.0, value) if largest.knob == "concurrency" else value, requests=largest.requests)
+    )
     point = load_point(value, result, largest.goal)
     scale = replicas / own
     return LoadPoint(
@@ -161,7 +167,9 @@ def _priced(
     each = outcome.devices // own
     on_node = hardware.ranks_per_node
     replicas = count + spares
-    nodes = math.ceil(replicas / (on_node // each)) if each <= on_node else replicas * math.ceil(each / on_node)
+    nodes = (
+        math.ceil(replicas / (on_node // each)) if each <= on_node else replicas * math.ceil(each / on_node)
+    )
     per_second, priced_by = rent(largest.result)
     whole = nodes * on_node / outcome.devices
     node = hardware.machine.node

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.analysis.load import serving
+from simulator.analysis.capacity import serving
 from simulator.analysis.money import rent
 from simulator.analysis.run import answer, load
 from simulator.analysis.slo import attainment, sample
@@ -201,7 +201,9 @@ def _check(setup: Setup) -> None:
 
 
 def _degrees(setup: Setup) -> list[str]:
-    return [str(2**k) for k in range(setup.hardware.ranks_per_node.bit_length()) if 2**k <= setup.hardware.size]
+    return [
+        str(2**k) for k in range(setup.hardware.ranks_per_node.bit_length()) if 2**k <= setup.hardware.size
+    ]
 
 
 def _points(

@@ -82,12 +82,21 @@ def curve_figure(curve: LoadCurve) -> Figure:
         legend(axes)
     _line(places[2], loads, [point.rate for point in curve.points], holds, PALETTE[9], "offered")
     if curve.goal.slo:
-        _line(places[2], loads, [point.goodput or 0.0 for point in curve.points], holds, PALETTE[2], "goodput")
+        _line(
+            places[2], loads, [point.goodput or 0.0 for point in curve.points], holds, PALETTE[2], "goodput"
+        )
     places[2].set(ylabel="requests per second", ylim=(0, None))
     legend(places[2])
     priced = [point.dollars_per_million_tokens for point in curve.points]
     if all(value is not None for value in priced):
-        _line(places[3], loads, [value or 0.0 for value in priced], holds, PALETTE[4], "dollars a million tokens")
+        _line(
+            places[3],
+            loads,
+            [value or 0.0 for value in priced],
+            holds,
+            PALETTE[4],
+            "dollars a million tokens",
+        )
     joules = [point.joules_per_token for point in curve.points]
     # a joule a token is a megajoule a million of them
     _line(places[3], loads, joules, holds, PALETTE[3], "megajoules a million tokens")
@@ -108,11 +117,27 @@ def pareto_figure(pareto: Pareto) -> Figure:
         label = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in point.settings.items())
         groups.setdefault(label, []).append((point.tokens_per_user, point.tokens_per_gpu, point.on_front))
     front = pareto.front
-    axes.plot([p.tokens_per_user for p in front], [p.tokens_per_gpu for p in front], color=INK, linewidth=1.0, label="front")
-    for (label, members), colour in zip(groups.items(), PALETTE * (1 + len(groups) // len(PALETTE)), strict=False):
+    axes.plot(
+        [p.tokens_per_user for p in front],
+        [p.tokens_per_gpu for p in front],
+        color=INK,
+        linewidth=1.0,
+        label="front",
+    )
+    for (label, members), colour in zip(
+        groups.items(), PALETTE * (1 + len(groups) // len(PALETTE)), strict=False
+    ):
         x, y, on = (np.array(column) for column in zip(*members, strict=True))
         axes.scatter(x[on], y[on], color=colour, s=30, zorder=3, label=label if on.any() else "_")
-        axes.scatter(x[~on], y[~on], facecolor="none", edgecolor=colour, s=30, zorder=3, label="_" if on.any() else label)
+        axes.scatter(
+            x[~on],
+            y[~on],
+            facecolor="none",
+            edgecolor=colour,
+            s=30,
+            zorder=3,
+            label="_" if on.any() else label,
+        )
     axes.set(
         xlabel="output tokens per second of a user", ylabel="output tokens per second of an accelerator", xlim=(0, None),
         ylim=(0, None),

@@ -52,7 +52,9 @@ class Goal:
 
         parts = []
         if self.slo:
-            bounds = [f"{LATENCIES[key]} {format_value(bound, 'seconds')}" for key, bound in self.slo.bounds.items()]
+            bounds = [
+                f"{LATENCIES[key]} {format_value(bound, 'seconds')}" for key, bound in self.slo.bounds.items()
+            ]
             parts.append(f"{self.slo.share * 100:g} % of requests with {', '.join(bounds)}")
         for key, bound in self.limits.items():
             shown = format_value(bound, "seconds") if _latency(key) else f"{bound:g}"

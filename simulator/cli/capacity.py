@@ -45,11 +45,16 @@ def command(
     The load is the request rate of random arrivals, the number of clients of a closed loop, or the speed of a recorded
     trace. Without objective and limits it is what the queue stands. Exit code 3 says that no load holds.
     """
-    from simulator.analysis.load import largest_rate
+    from simulator.analysis.capacity import largest_rate
     from simulator.report.serving import capacity_document, capacity_lines
 
     found = largest_rate(
-        scenario, requests=requests, tolerance=tolerance, draws=draws, paths=paths, overrides=assigned(assignments)
+        scenario,
+        requests=requests,
+        tolerance=tolerance,
+        draws=draws,
+        paths=paths,
+        overrides=assigned(assignments),
     )
     if as_json:
         print_json(capacity_document(found))

@@ -20,7 +20,9 @@ from simulator.cli.output import drawing, note, print_json, print_lines, write_f
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command("latency", epilog="For example: memroof latency serving/llama3.1-70b-8xh100 --csv requests.csv")
+@click.command(
+    "latency", epilog="For example: memroof latency serving/llama3.1-70b-8xh100 --csv requests.csv"
+)
 @scenario_argument
 @click.option("--csv", "csv_file", type=_FILE, metavar="FILE", help="Write one row a request, in seconds.")
 @click.option("--plot", type=_FILE, metavar="FILE", help="Draw the distributions as PNG or SVG.")

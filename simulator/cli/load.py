@@ -12,7 +12,9 @@ from simulator.cli.output import drawing, print_json, print_lines, write_figure,
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command("load", epilog="For example: memroof load serving/llama3.1-70b-8xh100 --at 2,5,10,20 --plot load.png")
+@click.command(
+    "load", epilog="For example: memroof load serving/llama3.1-70b-8xh100 --at 2,5,10,20 --plot load.png"
+)
 @scenario_argument
 @click.option(
     "--at", "loads", metavar="A,B,C",
@@ -58,7 +60,9 @@ def numbers(option: str, text: str) -> list[float]:
         try:
             value = float(part.strip().removesuffix("req/s").strip())
         except ValueError:
-            raise click.UsageError(f"{option} {text}: {part.strip()!r} is no number; write it like {option} 1,2,4") from None
+            raise click.UsageError(
+                f"{option} {text}: {part.strip()!r} is no number; write it like {option} 1,2,4"
+            ) from None
         if not 0.0 < value < float("inf"):
             raise click.UsageError(f"{option} {text}: {part.strip()!r} is not above 0")
         values.append(value)

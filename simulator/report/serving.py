@@ -10,10 +10,10 @@ from simulator.report.layout import between, bullets, columns, labelled, percent
 from simulator.report.text import bottleneck_lines, cost_line, summary_lines, title
 
 if TYPE_CHECKING:
+    from simulator.analysis.capacity import LargestLoad
     from simulator.analysis.curve import LoadCurve, LoadPoint
     from simulator.analysis.distribution import Distribution
     from simulator.analysis.fleet import Fleet
-    from simulator.analysis.load import LargestLoad
     from simulator.analysis.pareto import Pareto, ParetoPoint
     from simulator.analysis.result import Result
 
@@ -24,7 +24,9 @@ def load_text(value: float, knob: str) -> str:
     """Print a load with its unit."""
     if knob == "rate":
         return f"{quantity(value, 'ratio')} req/s"
-    return f"{value:,.0f} clients" if knob == "concurrency" else f"{quantity(value, 'ratio')} times as recorded"
+    return (
+        f"{value:,.0f} clients" if knob == "concurrency" else f"{quantity(value, 'ratio')} times as recorded"
+    )
 
 
 def capacity_lines(found: LargestLoad) -> list[str]:
@@ -83,13 +85,23 @@ def curve_lines(curve: LoadCurve) -> list[str]:
     """Return a load curve as a table."""
     ahead = ("load", "held", "TTFT p50", "p99", "TPOT p50", "p99", "tokens/s", "busy", "J/token")
     objective, priced = curve.goal.slo is not None, bool(curve.priced_by)
-    head = [*ahead, *(("attained", "goodput") if objective else ()), *(("$/M tokens",) if priced else ()), "bottleneck"]
+    head = [
+        *ahead,
+        *(("attained", "goodput") if objective else ()),
+        *(("$/M tokens",) if priced else ()),
+        "bottleneck",
+    ]
     rows: list[Sequence[str]] = [head]
     rows += [_curve_row(point, curve.knob, objective, priced) for point in curve.points]
-    lines = [f"{curve.name}: {LOADS[curve.knob]} against latency and cost, {curve.devices} accelerators", ""]
+    lines = [
+        f"{curve.name}: {LOADS[curve.knob]} against latency and cost, {_accelerators(curve.devices)}",
+        "",
+    ]
     lines += [*columns(rows, right=range(2, len(head) - 1)), ""]
     lines += labelled("held", curve.goal.text())
-    lines += labelled("cost", f"output tokens; {curve.priced_by or 'no price known'}; accelerators' power alone")
+    lines += labelled(
+        "cost", f"output tokens; {curve.priced_by or 'no price known'}; accelerators' power alone"
+    )
     return [*lines, *labelled("length", f"{curve.requests:,} requests at each load, the steady part of them")]
 
 
@@ -104,7 +116,11 @@ def curve_document(curve: LoadCurve) -> dict[str, Any]:
 def _curve_row(point: LoadPoint, knob: str, objective: bool, priced: bool) -> list[str]:
     row = [load_text(point.load, knob), "yes" if point.holds else "NO"]
     row += [quantity(seconds, "seconds") for seconds in point.latencies.values()]
-    row += [quantity(point.output_rate, "ratio"), percent(point.busy), quantity(point.joules_per_token, "joules")]
+    row += [
+        quantity(point.output_rate, "ratio"),
+        percent(point.busy),
+        quantity(point.joules_per_token, "joules"),
+    ]
     if objective:
         row += [percent(point.attainment or 0.0), f"{quantity(point.goodput or 0.0, 'ratio')}/s"]
     if priced:
@@ -119,10 +135,17 @@ def fleet_lines(found: Fleet) -> list[str]:
     largest, knob = found.largest, found.largest.knob
     peak = found.load * (1.0 + found.headroom)
     asked = f"{load_text(found.load, knob)}, up to {load_text(peak, knob)} with {percent(found.headroom)} headroom"
-    whole = found.largest.result.setup.hardware.machine.node
-    counted = f"{found.replicas} + {found.spares} spare, {found.devices:,} accelerators"
-    counted += f" in {found.nodes:,} x {whole.name}" if whole is not None else ""
-    each = f"{load_text(found.per_replica, knob)} (80 %: {_span(*_per_replica(found), knob)} by the cost model)"
+    hardware = found.largest.result.setup.hardware
+    whole = hardware.machine.node
+    counted = f"{found.replicas} + {found.spares} spare, {_accelerators(found.devices)}"
+    counted += (
+        f" in {found.nodes:,} x {whole.name}"
+        if whole is not None and whole.name != hardware.device.name
+        else ""
+    )
+    each = (
+        f"{load_text(found.per_replica, knob)} (80 %: {_span(*_per_replica(found), knob)} by the cost model)"
+    )
     lines = [title(largest.result), "", *labelled("load", asked, 24), *labelled("replicas", counted, 24)]
     lines += labelled("a replica holds", each, 24)
     fewest, most = replica_interval(found)
@@ -139,7 +162,10 @@ def fleet_lines(found: Fleet) -> list[str]:
     else:
         lines += labelled("cost", "no price known", 24)
     rows: list[Sequence[str]] = [("", "TTFT p50", "p99", "TPOT p50", "p99", "tokens/s", "busy", "held")]
-    for name, point in (("the load, all replicas", found.normal), ("with headroom, spares down", found.worst)):
+    for name, point in (
+        ("the load, all replicas", found.normal),
+        ("with headroom, spares down", found.worst),
+    ):
         seconds = [quantity(value, "seconds") for value in point.latencies.values()]
         held = "yes" if point.holds else f"NO: {binding_text(point.misses)}"
         rows.append((name, *seconds, quantity(point.output_rate, "ratio"), percent(point.busy), held))
@@ -202,7 +228,11 @@ def pareto_document(found: Pareto) -> dict[str, Any]:
 
 
 def _pareto_row(point: ParetoPoint, objective: bool, priced: bool) -> list[str]:
-    row = [quantity(point.tokens_per_user, "ratio"), quantity(point.tokens_per_gpu, "ratio"), *point.settings.values()]
+    row = [
+        quantity(point.tokens_per_user, "ratio"),
+        quantity(point.tokens_per_gpu, "ratio"),
+        *point.settings.values(),
+    ]
     row += [f"{point.concurrency:,}", f"{point.replicas:,}", quantity(point.time_to_first_token, "seconds")]
     if objective:
         row.append(percent(point.attainment or 0.0))
@@ -226,13 +256,21 @@ def latency_lines(result: Result, found: Sequence[Distribution]) -> list[str]:
 def latency_document(result: Result, found: Sequence[Distribution]) -> dict[str, Any]:
     """Return the same as plain data in SI units."""
     latencies: Mapping[str, Any] = {
-        one.key: {"count": one.count, "mean": one.mean, **{f"p{place:g}": value for place, value in one.percentiles.items()}}
+        one.key: {
+            "count": one.count,
+            "mean": one.mean,
+            **{f"p{place:g}": value for place, value in one.percentiles.items()},
+        }
         for one in found
     }
     return {
         "scenario": result.name, "latencies": latencies, "time_by_bottleneck": dict(result.shares),
         "time_by_bottleneck_and_phase": result.phases,
     }  # fmt: skip
+
+
+def _accelerators(count: int) -> str:
+    return f"{count:,} accelerator{'' if count == 1 else 's'}"
 
 
 def _span(low: float, high: float, knob: str) -> str:

@@ -68,8 +68,8 @@ class LowRank:
 
     adapters: LowRankAdapters
     cost: CostModel
-    matrices: tuple[tuple[Matrix, int], ...]
-    """Linear layers of the rank with their counts."""
+    layers: tuple[tuple[tuple[Matrix, ...], int], ...]
+    """Linear layers of the rank with their counts, each of one projection or of those that share an input."""
     dram: Tier | None = None
     shares: Floats = field(init=False, repr=False)
     hits: float = field(init=False)
@@ -89,7 +89,9 @@ class LowRank:
     def adapter_bytes(self) -> float:
         """One adapter's share of one rank [B]."""
         rank = self.adapters.rank
-        elements = sum(rank * float(m.inputs + m.outputs) * count for m, count in self.matrices)
+        elements = sum(
+            rank * float(m.inputs + m.outputs) * count for matrices, count in self.layers for m in matrices
+        )
         return elements * ADAPTER_BYTES
 
     @property
@@ -122,24 +124,26 @@ class LowRank:
 
     def _works(self, tokens: float, groups: float) -> Iterator[tuple[Work, float]]:
         rows, rank = tokens / groups, self.adapters.rank
-        for matrix, count in self.matrices:
-            yield Matmul(rows, rank, matrix.inputs, groups, self._format, grouped=True), count
-            yield Matmul(rows, matrix.outputs, rank, groups, self._format, grouped=True), count
+        for matrices, count in self.layers:
+            # one kernel for all slices of a joined layer (vLLM's shrink and expand), and outputs of their mean width
+            slices = len(matrices)
+            width = sum(float(m.outputs) for m in matrices) / slices
+            yield Matmul(rows, rank, matrices[0].inputs, groups * slices, self._format, grouped=True), count
+            yield Matmul(rows, width, rank, groups * slices, self._format, grouped=True), count
 
     @property
     def _format(self) -> str:
         return "bf16" if "bf16" in self.cost.device.compute.matrix else "fp16"
 
 
-def adapted_matrices(graph: ModelGraph) -> tuple[tuple[Matrix, int], ...]:
-    """Return the linear layers outside experts, with the count of layers that have each."""
+def adapted_layers(graph: ModelGraph) -> tuple[tuple[tuple[Matrix, ...], int], ...]:
+    """Return the projections of each linear layer outside experts, with the count of layers that have them."""
     return tuple(
-        (matrix, count)
+        (operator.matrices, count)
         for block, count in zip(graph.blocks, graph.counts, strict=True)
         if count
         for operator in block.operators
-        if not operator.expert
-        for matrix in operator.matrices
+        if operator.matrices and not operator.expert
     )
 
 
@@ -151,7 +155,7 @@ def low_rank(adapters: LowRankAdapters, cost: CostModel, graph: ModelGraph, dram
     MemroofError
         If those that are not resident exceed DRAM.
     """
-    found = LowRank(adapters, cost, adapted_matrices(graph), dram)
+    found = LowRank(adapters, cost, adapted_layers(graph), dram)
     if dram is not None and found.adapter_bytes * adapters.count > dram.capacity:
         raise MemroofError(
             f"lora: {adapters.count} adapters of {found.adapter_bytes / 1e6:.4g} MB a GPU exceed its share of DRAM "

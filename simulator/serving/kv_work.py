@@ -96,12 +96,14 @@ class RetrievedBlocks:
             return []
         width = 0.5 * self.kv_width
         flops = 2.0 * keys * width * max(self.heads / width, 1.0)
-        return [(Elementwise(keys * width * self.kv_bytes, 4.0 * keys, flops), float(self.layers))]
+        kernels: Any = np.where(np.asarray(keys) > 0.0, 1.0, 0.0)
+        scored = Elementwise(keys * width * self.kv_bytes, 4.0 * keys, flops, kernels=kernels)
+        return [(scored, float(self.layers))]
 
     def _fetched(self, distant: Any, choices: Any) -> Any:
         r = self.retrieval
-        blocks = np.minimum(r.blocks, distant / r.block) * (1.0 - r.hit_rate) * choices
+        blocks = np.minimum(r.blocks, distant / r.block) * (1.0 - r.hit_rate)
         up = self.dram.up
         size = r.block * self.kv_width * self.kv_bytes
-        # one copy for all blocks of a layer
-        return self.layers * (blocks * size / up.rate + (blocks > 0.0) * up.latency)
+        # one copy for all blocks of a layer and choice
+        return self.layers * choices * (blocks * size / up.rate + (blocks > 0.0) * up.latency)

@@ -126,7 +126,10 @@ class SpeculativePricer:
 
     def decode(self, contexts: Integers, steps: int) -> Steps:
         """Price token steps: an iteration of drafting and verifying each, by the tokens that it brings."""
-        verify = self.target.decode(contexts, steps, self.queries)
+        return self._shared(self.target.decode(contexts, steps, self.queries), contexts, steps)
+
+    def _shared(self, verify: Steps, contexts: Integers, steps: int) -> Steps:
+        """Return an iteration's part of one token: of what verifies, and of the drafts."""
         parts = [verify, *self._drafts(contexts, steps)]
         seconds = np.sum([part.seconds for part in parts], axis=0) / self.expected
         fixed = np.sum([part.fixed for part in parts], axis=0) / self.expected
@@ -142,7 +145,7 @@ class SpeculativePricer:
         account, seconds = together.total(1), float(together.seconds[0])
         if len(contexts):
             alone = self.target.decode(contexts, 1, self.queries)
-            share = self.decode(contexts, 1)
+            share = self._shared(alone, contexts, 1)
             before = alone.total(1)
             # what binds the iteration binds the part of it that is charged
             part = max(seconds - float(alone.seconds[0]), 0.0)

@@ -2,7 +2,7 @@
 
 import statistics
 
-from simulator.analysis.load import largest_rate
+from simulator.analysis.capacity import largest_rate
 
 
 def test_largest_rate_over_ten_thousand_requests(benchmark) -> None:

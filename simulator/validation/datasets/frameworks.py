@@ -418,8 +418,8 @@ FITS = (
             "training_published/bloom_176b_tuning_a100.csv",
             "megatron-bridge/training_throughput.csv",
         ),
-        # where power limits every clock: nothing depends on the energy where it limits none
-        starts=({"flop_energy": 1.5e-12},),
+        # the second is where power limits every clock: nothing depends on the energy where it limits none
+        starts=({}, {"flop_energy": 1.5e-12}),
     ),
 )
 """The energy of a FLOP, which sets the clock of matrix units through hours of training, and how fast the first FlashAttention is,

@@ -30,7 +30,6 @@ from simulator.validation.datasets.runs import (
     run_parts,
     thin,
 )
-from simulator.validation.fit import Constant, Fit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +53,7 @@ ROUNDS = 10
 LARGEST = 2048
 """Requests of a run at most."""
 LONG, FEW, MOST_PROMPTS = 8000, 16, 40
-"""Tokens of a prompt whose products outlast all else, clients at most, and rows that the clock under load is fitted on."""
+"""Tokens of a prompt whose products outlast all else, clients at most, and rows that show the clock under load."""
 FRONTEND = "5 ms"
 """Assumed round trip of a request between client and scheduler (HTTP, tokenising, streaming back)."""
 BUDGET = 8192
@@ -185,7 +184,12 @@ def _covered(frame: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
 
 def _prompts(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
     frame = keep(frame, frame["model_path"].isin(DENSE), "experts", skipped)
-    frame = keep(frame, (frame["isl"] >= LONG) & (frame["concurrency"] <= FEW), "short prompts, or a queue of them", skipped)
+    frame = keep(
+        frame,
+        (frame["isl"] >= LONG) & (frame["concurrency"] <= FEW),
+        "short prompts, or a queue of them",
+        skipped,
+    )
     frame = thin(_covered(frame, skipped), ("id", "source_dump"), MOST_PROMPTS, skipped)
     parts = run_parts(
         frame, catalog, skipped, content=_content, measured=lambda rows: rows["ttft_ms"].to_numpy(float) * 1e-3,
@@ -277,14 +281,5 @@ DATASETS = (
     TableDataSet(
         "aiconfigurator/serving_ttft_tpot.csv#apart-ttft",
         partial(_apart, column="ttft_ms", quantity="time_to_first_token_mean"),
-    ),
-)
-
-FITS = (
-    Fit(
-        "host",
-        (Constant("host", "sustained_clock", 0.4, 1.0),),
-        (PROMPTS,),
-        "model, system, engine, lengths and layout",
     ),
 )

@@ -78,9 +78,7 @@ def test_outlier_channels_take_the_units_twice_as_long_and_keep_their_bytes():
     assert narrow.k * narrow.right_bytes == pytest.approx(4096 * (0.5 + 2 / 128) * (1 + 128 / 4096))
 
 
-@pytest.mark.parametrize(
-    ("rows", "published"), [(512, 31.463e-6), (1024, 54.472e-6)]
-)
+@pytest.mark.parametrize(("rows", "published"), [(512, 31.463e-6), (1024, 54.472e-6)])
 def test_int4_products_with_outliers(rows, published):
     """Atom's repository, 4096 x 4096 on an RTX 4090. Ours are 20 % fast; below 256 rows theirs do not get under 26.7 us."""
     cost = cost_of("rtx-4090")

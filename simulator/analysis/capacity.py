@@ -243,7 +243,7 @@ class _Search:
         if place == -math.inf:
             return self._nothing(self._at(self._load(self._lowest), short)[1], "")
         if place == math.inf:
-            raise MemroofError(f"no {self.knob} up to {self._load(OCTAVES * STEPS):g} misses: {self.goal.text()}")
+            raise self._endless(short)
         long = self._long(short, place)
         holds, misses = self._refine(place, short, long)
         if not holds:
@@ -263,7 +263,24 @@ class _Search:
         name = binding or tightest(seen, self._judge(seen), self.goal)
         value = 0.0
         return LargestLoad(
-            self.knob, value, value, value, 0.0, self.start, name, seen.count, len(self.seen) + 1, self.goal, result, seen
+            self.knob,
+            value,
+            value,
+            value,
+            0.0,
+            self.start,
+            name,
+            seen.count,
+            len(self.seen) + 1,
+            self.goal,
+            result,
+            seen,
+        )
+
+    def _endless(self, requests: int) -> MemroofError:
+        largest = self._load(OCTAVES * STEPS)
+        return MemroofError(
+            f"no {self.knob} up to {largest:g} misses in runs of {self.fixed or requests} requests: {self.goal.text()}"
         )
 
     # --- runs ---
@@ -318,7 +335,9 @@ class _Search:
         alone = LONE / max(self.life, 1e-9) / self.start if self.knob == "rate" else 2.0**-OCTAVES
         return max(-OCTAVES * STEPS, min(0, math.floor(STEPS * math.log2(alone))))
 
-    def _margin(self, place: int, requests: int, seed: int = 0, slower: float = 1.0, later: float = 1.0) -> float:
+    def _margin(
+        self, place: int, requests: int, seed: int = 0, slower: float = 1.0, later: float = 1.0
+    ) -> float:
         return self._judge(self._at(self._load(place), requests, seed)[0], slower, later).margin
 
     def _crossing(self, margin: Callable[[int], float], start: int, first: int = 1) -> float:
@@ -356,10 +375,17 @@ class _Search:
         little = 0.45 * math.log1p(self.tolerance)
         low, high = (0.0, math.inf), (math.inf, -math.inf)
         value, step, tries = self._load(place), little, 0
+        if requests == short:  # the grid has bracketed it already
+            low, high = (
+                (self._load(k), self._margin(k, short)) for k in (math.floor(place), math.floor(place) + 1)
+            )
+            value = self._between(low, high, little)
         while not self._close(low[0], high[0]):
             margin = self._judge(self._at(value, requests)[0]).margin
             if margin >= 0.0:
                 low = (value, margin)
+                if value > self._load(OCTAVES * STEPS):
+                    raise self._endless(requests)
             else:
                 high = (value, margin)
                 if value <= self._load(self._lowest):
@@ -383,7 +409,11 @@ class _Search:
         moved = crossing + (little if width - crossing > crossing else -little)
         inside = 0.5 * width if math.isinf(little) else min(0.9 * width, max(0.1 * width, moved))
         value = low[0] * math.exp(inside)
-        return value if self.knob != "concurrency" else min(high[0] - 1.0, max(low[0] + 1.0, float(round(value))))
+        return (
+            value
+            if self.knob != "concurrency"
+            else min(high[0] - 1.0, max(low[0] + 1.0, float(round(value))))
+        )
 
     def _whole(self, value: float, up: bool) -> float:
         if self.knob != "concurrency":
@@ -406,13 +436,13 @@ class _Search:
             shift = 0.0 if self.knob == "concurrency" else math.log(slower)
             by_iteration = self._log_ratio(place, requests, slower, 1.0) - shift
             by_first = self._log_ratio(place, requests, 1.0, math.exp(side * _Z * extra)) if extra else 0.0
-            ends.append(math.exp(-side * math.hypot(min(0.0, side * by_iteration), min(0.0, side * by_first))))
+            ends.append(
+                math.exp(-side * math.hypot(min(0.0, side * by_iteration), min(0.0, side * by_first)))
+            )
         return ends[0], ends[1]
 
     def _log_ratio(self, place: float, requests: int, slower: float, later: float) -> float:
-        moved = self._crossing(
-            lambda k: self._margin(k, requests, slower=slower, later=later), round(place)
-        )
+        moved = self._crossing(lambda k: self._margin(k, requests, slower=slower, later=later), round(place))
         return (moved - place) / STEPS * math.log(2.0)
 
     def _sampling(self, place: float, requests: int, counted: int) -> float:
