@@ -291,7 +291,7 @@ def _averaged(
     if isinstance(work, Collective):
         if work.axis != "tensor" or plan.pricer.span.size == 1:
             return
-        work = replace(work, kernel=plan.pricer.all_reduce)
+        work = replace(work, kernel=plan.strategy.all_reduce)
     cost = setup.cost.price(work, plan.pricer.span if isinstance(work, Collective) else None)
     weight = float(steps.sum())
     time = float((np.broadcast_to(np.asarray(cost.time, float), steps.shape) * steps).sum()) / weight

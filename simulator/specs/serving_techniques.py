@@ -67,6 +67,8 @@ class LowRankAdapters(Spec):
     def _held(self) -> LowRankAdapters:
         if self.resident is not None and self.resident > self.count:
             raise PydanticCustomError("scenario", "'resident' exceeds 'count': there are no more adapters")
+        if "prefetch" in self.model_fields_set and self.resident in (None, self.count):
+            raise PydanticCustomError("scenario", "'prefetch' has no meaning where all adapters are resident")
         return self
 
 
@@ -170,7 +172,9 @@ def technique_problems(strategy: Any) -> list[str]:
     if len(caches) > 1:
         found.append(f"'{caches[0]}' and '{caches[1]}' each say what the KV cache keeps: choose one")
     if strategy.kv_group is not None and not (strategy.kv_precision or strategy.kv_rematerialization):
-        found.append("'kv_group' are elements that share scales: it needs 'kv_precision' or 'kv_rematerialization'")
+        found.append(
+            "'kv_group' are elements that share scales: it needs 'kv_precision' or 'kv_rematerialization'"
+        )
     if strategy.kv_rematerialization and strategy.kv_precision is not None:
         found.append("'kv_precision' has no meaning with 'kv_rematerialization', which has its own 'bits'")
     single = (

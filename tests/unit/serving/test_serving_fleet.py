@@ -133,7 +133,6 @@ def test_two_phases_on_one_gpu_take_turns_no_more():
     )
     assert shared.outcome.devices == 1
     assert value(shared, "time_per_output_token_p99") < value(whole, "time_per_output_token_p99")
-    assert value(shared, "time_to_first_token_p50") > value(whole, "time_to_first_token_p50")
     assert len(shared.outcome.memory) == 1
 
 

@@ -167,7 +167,8 @@ def test_adapters_cost_a_few_milliseconds_a_token():
 
 def test_adapters_that_are_not_resident_are_fetched():
     def mixed(prefetch, resident=4):
-        lora = {"count": 100, "rank": 64, "resident": resident, "prefetch": prefetch}
+        lora = {"count": 100, "rank": 64, "resident": resident}
+        lora |= {"prefetch": prefetch} if resident < 100 else {}
         pricer = make_plan(make_setup(hardware="dgx-h100", tensor_parallel=8, lora=lora)).pricer
         return pricer.mixed(np.array([200]), np.array([0]), np.array([100]), 2).total(1)[FETCH], pricer
 
@@ -341,6 +342,7 @@ def test_runs_of_steps_are_those_taken_one_by_one(strategy):
         ({"endpoint": "embed", "kv_budget": {"tokens": 9}}, "which decodes nothing"),
         ({"endpoint": "embed", "iteration": "mixed"}, "'iteration' has no meaning"),
         ({"lora": {"count": 3, "rank": 8, "resident": 4}}, "there are no more adapters"),
+        ({"lora": {"count": 3, "rank": 8, "prefetch": False}}, "where all adapters are resident"),
         ({"lora": {"count": 3, "rank": 8}, "expert_parallel": 2}, "not priced with 'expert_parallel'"),
         ({"block_retrieval": {"hit_rate": 0.5, "blocks": 64}}, "must hold the 'blocks'"),
     ],

@@ -36,9 +36,13 @@ def chunk(layers: Sequence[LayerPass]) -> ChunkPass:
     return ChunkPass(tuple(layers), operators, times)
 
 
+AFTER = Communication("end", "none")
+NOTHING = LayerMessages()
+
+
 def stages(
-    table: Pipeline, *, layers: int = 1, communication: Communication = Communication("end", "none"),
-    messages: LayerMessages = LayerMessages(), scale: float = 1.0, reduction: tuple[Message, ...] = (), optimizer: float = 0.0,
+    table: Pipeline, *, layers: int = 1, communication: Communication = AFTER, messages: LayerMessages = NOTHING,
+    scale: float = 1.0, reduction: tuple[Message, ...] = (), optimizer: float = 0.0,
     peak: float = 0.0,
 ) -> list[StageWork]:  # fmt: skip
     seconds = {part: time * scale / layers for part, time in SECONDS.items()}

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from simulator.analysis.result import Result
 from simulator.specs import Catalog, MemroofError, TrainingStrategy
 from simulator.training import Elements, model_states, split_layers
-from simulator.training.optimizers import Shards
 from simulator.training.schedules import bubble_fraction
 
 Train = Callable[..., Result]
