@@ -244,14 +244,15 @@ class Kernels:
         return self._peaks[key]
 
     def _clock(self, format: str, peak: float) -> float:
-        """Clock under load over the boost clock: no more than what the board's power, less that of waiting, pays for."""
-        held = self.constants["training" if self.training else "host"]["sustained_clock"]
+        """Clock under load over the boost clock; in training, what the board's power, less that of waiting, pays for."""
+        if not self.training:
+            return self.constants["host"]["sustained_clock"]
         training, power = self.constants["training"], self.device.power
         energy = training["flop_energy"] * (BITS[format] / 16.0) ** training["energy_exponent"]
         if power is None or not energy:
-            return held
+            return training["sustained_clock"]
         idle = power.limit * IDLE if power.idle is None else power.idle
-        return min(held, float((power.limit - idle) / (energy * peak)))
+        return min(training["sustained_clock"], float((power.limit - idle) / (energy * peak)))
 
 
 def complete_constants(calibration: Calibration) -> Constants:

@@ -264,7 +264,7 @@ BEST: Mapping[str, str] = {
 
 
 def _best(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
-    """The best product that a search of minutes found, in FLOP/s: at the clock that holds under load."""
+    """The best product that a search of minutes found, in FLOP/s: in a burst that power did not limit yet."""
     frame = keep(frame, frame["accelerator"].isin(list(BEST)), "device is not in the catalog", skipped)
     parts = []
     for (accelerator, dtype), rows in frame.groupby(["accelerator", "dtype"], sort=True):
@@ -273,8 +273,7 @@ def _best(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Seque
         work = Matmul(m, n, k, 1, str(dtype), width, width)
 
         def predict(cost: CostModel, work: Any = work) -> FloatArray:
-            loaded = CostModel(cost.device, cost.calibration, cost.memory_bandwidth, sustained=True)
-            return np.asarray(work.flops / loaded.price(work).time)
+            return np.asarray(work.flops / cost.price(work).time)
 
         parts.append(
             Part(

@@ -121,8 +121,10 @@ def test_doubt_sums_to_one(result: Result) -> None:
 
 def test_sensitivity_has_the_right_signs(result: Result) -> None:
     rows = {row.figure: row.effect for row in result.sensitivity()}
-    assert rows["accelerator peak FLOP/s"] < -0.01
-    assert all(effect < 1e-9 for effect in rows.values())
+    # the board's power limits the clock: a higher peak alone gives nothing
+    assert rows["accelerator power limit"] < -0.01
+    assert abs(rows.get("accelerator peak FLOP/s", 0.0)) < 0.01
+    assert all(effect < 1e-3 for effect in rows.values())
     assert "flash bandwidth" not in rows
 
 

@@ -331,7 +331,7 @@ def test_training_holds_its_highest_clock_where_power_limits_nothing() -> None:
 def test_an_8_bit_product_runs_at_the_rate_of_whoever_wrote_its_kernel() -> None:
     """NVIDIA B200: cuBLASLt's best fp8 product is 3.43 PFLOP/s (ml-engineering), that of vLLM's kernels 1.7 (aiconfigurator)."""
     device = CATALOG.processor("b200")
-    cost = CostModel(device, CATALOG.calibration(device), sustained=True)
+    cost = CostModel(device, CATALOG.calibration(device))
     shape = (15360, 4096, 3072, 1, "fp8", 1.0, 1.0)
     vendor, engine = (Matmul(*shape, kernel=kernel) for kernel in ("vendor", "engine"))
     assert vendor.flops / cost.price(vendor).time == pytest.approx(3.43e15, rel=0.05)

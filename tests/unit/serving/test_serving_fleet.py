@@ -57,7 +57,7 @@ def test_all_replicas_are_simulated_and_a_fleet_is_as_fast_as_its_parts():
 
 
 def test_a_router_that_looks_gives_a_shorter_tail_than_chance():
-    busy = {**WORKLOAD, "rate": "90 req/s", "requests": 600}
+    busy = {**WORKLOAD, "rate": "130 req/s", "requests": 600}
     tails = {
         router: value(
             answer({"router": router}, busy, hardware={"device": "h100-sxm", "count": 4}),
