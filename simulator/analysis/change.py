@@ -83,7 +83,9 @@ def sensitivity(result: Result) -> tuple[Sensitivity, ...]:
 def _with_device(hardware: Hardware, change: Callable[[Processor], Processor]) -> Hardware:
     def changed(machine: Machine) -> Machine:
         engines = tuple(
-            replace(engine, device=change(engine.device)) if engine.component == machine.accelerator else engine
+            replace(engine, device=change(engine.device))
+            if engine.component == machine.accelerator
+            else engine
             for engine in machine.engines
         )
         return replace(machine, engines=engines)
@@ -177,6 +179,8 @@ FIGURES: Mapping[str, Callable[[Hardware, float], Hardware]] = {
     "host link bandwidth": _in_nodes(lambda m, factor: _links(m, factor, peers=False)),
     "network bandwidth": lambda hardware, factor: hardware.with_network(factor),
     "host DRAM bandwidth": _in_nodes(_host_memory),
-    "flash bandwidth": _in_nodes(lambda m, factor: _with_stores(m, lambda s: s.tier in ("nvme", "ufs"), factor)),
+    "flash bandwidth": _in_nodes(
+        lambda m, factor: _with_stores(m, lambda s: s.tier in ("nvme", "ufs"), factor)
+    ),
 }
 """Hardware figures that the sensitivity varies, each a function of (hardware, factor)."""

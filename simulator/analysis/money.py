@@ -40,7 +40,10 @@ def _rent(machine: Machine, devices: float) -> tuple[float, str]:
     if own.price.rent:
         return own.price.rent * devices, f"rent of {own.name}"
     if own.price.purchase:
-        return own.price.purchase * devices / AMORTISATION, f"purchase price of {own.name} alone over four years"
+        return (
+            own.price.purchase * devices / AMORTISATION,
+            f"purchase price of {own.name} alone over four years",
+        )
     return 0.0, ""
 
 

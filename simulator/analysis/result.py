@@ -119,7 +119,9 @@ class Result:
     @cached_property
     def phases(self) -> dict[str, dict[Bottleneck, float]]:
         """Shares of each phase's time by what binds it, largest first; empty where the work has one phase."""
-        return {name: _shares(seconds) for name, seconds in self.outcome.phases.items() if any(seconds.values())}
+        return {
+            name: _shares(seconds) for name, seconds in self.outcome.phases.items() if any(seconds.values())
+        }
 
     @property
     def memory(self) -> tuple[MemoryUse, ...]:

@@ -20,7 +20,9 @@ FLAGS = (
     Flag("--kv", "strategy.kv_precision", "Format that keys and values are stored in."),
     Flag("--memory-utilization", "strategy.memory_utilization", "Share of device memory that may be used."),
     Flag("--slo-ttft", "slo.time_to_first_token", "Objective: time to first token of a request, '500 ms'."),
-    Flag("--slo-tpot", "slo.time_per_output_token", "Objective: time per output token of a request, '50 ms'."),
+    Flag(
+        "--slo-tpot", "slo.time_per_output_token", "Objective: time per output token of a request, '50 ms'."
+    ),
     Flag("--slo-e2e", "slo.end_to_end", "Objective: end-to-end time of a request."),
     Flag("--slo-share", "slo.share", "Share of the requests that must hold all of it (0.9)."),
     Flag(

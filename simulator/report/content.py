@@ -179,7 +179,12 @@ def _bottleneck(result: Result) -> Table:
     total = result.outcome.total_time
     phases = result.phases
     rows = tuple(
-        (name, quantity(share * total, "seconds"), percent(share), *(percent(each.get(name, 0.0)) for each in phases.values()))
+        (
+            name,
+            quantity(share * total, "seconds"),
+            percent(share),
+            *(percent(each.get(name, 0.0)) for each in phases.values()),
+        )
         for name, share in result.shares.items()
     )
     header = ("bottleneck", "seconds", "share", *(f"of {phase}" for phase in phases))

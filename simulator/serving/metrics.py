@@ -131,7 +131,9 @@ def objective_metrics(
     latencies, rate = request_latencies(served, frontend), replicas * len(served.requests) / duration(served)
 
     def attained(bounds: Mapping[str, float], side: float) -> float:
-        moved = {key: bound * math.exp(-side * _NORMAL_80 * errors.get(key, 0.0)) for key, bound in bounds.items()}
+        moved = {
+            key: bound * math.exp(-side * _NORMAL_80 * errors.get(key, 0.0)) for key, bound in bounds.items()
+        }
         return float((served_well(latencies, moved) <= 1.0).mean())
 
     share, low, high = (attained(slo.bounds, side) for side in (0.0, 1.0, -1.0))
@@ -139,7 +141,11 @@ def objective_metrics(
     metrics = {
         "slo_attainment": Metric(label, share, "fraction", better="higher", span=(low, high)),
         "goodput": Metric(
-            "goodput, requests per second", share * rate, "1/s", better="higher", span=(low * rate, high * rate)
+            "goodput, requests per second",
+            share * rate,
+            "1/s",
+            better="higher",
+            span=(low * rate, high * rate),
         ),
     }
     if len(slo.bounds) > 1:

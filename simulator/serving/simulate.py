@@ -142,7 +142,9 @@ def _metrics(
         metrics |= objective_metrics(served, scenario.slo, plan.shares, spreads, frontend)
     metrics |= state_metrics(served, plan.cache)
     metrics |= cache_metrics(served, plan.caching, setup.hardware.memory.name)
-    metrics |= class_metrics(served, frontend, {"time_to_first_token": prefill, "time_per_output_token": run, "end_to_end": run})
+    metrics |= class_metrics(
+        served, frontend, {"time_to_first_token": prefill, "time_per_output_token": run, "end_to_end": run}
+    )
     flops = account.flops / account.seconds / peak_flops(setup.cost.device, plan.pricer.numerics.compute)
     traffic = account.traffic / account.seconds / setup.hardware.memory.read.bandwidth
     metrics["mfu"] = Metric("model FLOPs utilisation while busy", flops, "fraction", run, "higher")
@@ -175,7 +177,9 @@ def _lower(plan: ReplicaPlan, served: Served) -> tuple[MemoryUse, ...]:
         peak = served.timeline.ledger.peak(name)
         largest = tuple(Holding(holder, size) for holder, size in peak.holders)
         uses.append(
-            MemoryUse(name, name, capacity, peak.bytes, peak.time, peak.by_category, largest, "one GPU's share")
+            MemoryUse(
+                name, name, capacity, peak.bytes, peak.time, peak.by_category, largest, "one GPU's share"
+            )
         )
     return tuple(uses)
 
@@ -192,7 +196,9 @@ def unfit(setup: Setup, plan: ReplicaPlan) -> Outcome:
     memory = MemoryUse(store.name, store.tier, plan.usable, plan.needed, 0.0, held, tuple(largest))
     metrics = unserved_metrics()
     if isinstance(setup.scenario, ServingScenario) and setup.scenario.slo:
-        metrics["slo_attainment"] = Metric("requests that hold the objective", 0.0, "fraction", better="higher")
+        metrics["slo_attainment"] = Metric(
+            "requests that hold the objective", 0.0, "fraction", better="higher"
+        )
         metrics["goodput"] = Metric("goodput, requests per second", 0.0, "1/s", better="higher")
     metrics["kv_capacity"] = Metric(
         "tokens that the KV cache holds", float(plan.cache.tokens), "tokens", 0.0, "higher"
@@ -200,7 +206,9 @@ def unfit(setup: Setup, plan: ReplicaPlan) -> Outcome:
     notes = (
         "nothing was run: weights, workspace and the cache of the longest request exceed the memory that may be used",
     )
-    return Outcome(headline(plan.requests), metrics, (memory,), {}, {}, 0.0, notes, SOURCES, None, plan.gpus, 0.0)
+    return Outcome(
+        headline(plan.requests), metrics, (memory,), {}, {}, 0.0, notes, SOURCES, None, plan.gpus, 0.0
+    )
 
 
 def _assumptions(setup: Setup, plan: ReplicaPlan, served: Served) -> tuple[str, ...]:

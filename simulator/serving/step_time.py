@@ -198,9 +198,7 @@ class StepPricer:
             return self._two_halves(fixed, (), self._exchange(tokens, len(new)), 1, len(new))
         return self._issued(fixed + self._exchange(self._padded(tokens), len(new)), (), 1, tokens)
 
-    def _charge_attention(
-        self, fixed: Floats, new: Integers, keys: Integers, contexts: Integers
-    ) -> None:
+    def _charge_attention(self, fixed: Floats, new: Integers, keys: Integers, contexts: Integers) -> None:
         batch = len(contexts)
         for attention, count in self._prefill_attention.items() if len(new) else ():
             work = _together(attention, new, keys)
@@ -311,7 +309,9 @@ class StepPricer:
             )
             layers += self.experts.parameters - cut_alike
         stored = self.numerics.weight_bytes
-        return layers * stored + ends * (max(stored, self.numerics.activation_bytes) if self.wide_ends else stored)
+        return layers * stored + ends * (
+            max(stored, self.numerics.activation_bytes) if self.wide_ends else stored
+        )
 
     def workspace_bytes(self, tokens: int, sequences: int) -> float:
         """Activations alive at once in the largest iteration: ``tokens`` in the layers, ``sequences`` at the head [B]."""
@@ -336,9 +336,7 @@ class StepPricer:
         fixed[HOST] += self.host
         return fixed
 
-    def _decode_steps(
-        self, contexts: Integers, steps: int, queries: int = 1
-    ) -> list[tuple[int, Floats]]:
+    def _decode_steps(self, contexts: Integers, steps: int, queries: int = 1) -> list[tuple[int, Floats]]:
         batch = len(contexts)
         grown = np.arange(float(queries), steps + float(queries))
         mean = (float(contexts.sum()) + batch * grown) / batch

@@ -262,7 +262,9 @@ class ServingScenario(ScenarioBase):
     def _pools(self) -> ServingScenario:
         if self.fleet and (self.strategy.context_compression or self.strategy.endpoint != "generate"):
             name = "endpoint" if self.strategy.endpoint != "generate" else "context_compression"
-            raise PydanticCustomError("scenario", "{message}", {"message": f"'{name}' is not simulated in a fleet"})
+            raise PydanticCustomError(
+                "scenario", "{message}", {"message": f"'{name}' is not simulated in a fleet"}
+            )
         if self.fleet:
             for number, pool in enumerate(self.fleet.all_pools, start=1):
                 try:

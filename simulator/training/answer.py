@@ -41,7 +41,9 @@ def outcome(step: Step, replicas: Sequence[Replica], lowered: Lowered, timeline:
     plan, scenario, setup = step.plan, step.scenario, step.setup
     stages = [stage for replica in replicas for stage in replica.stages]
     labels = [
-        f"{replica.label} stage {index}".strip() for replica in replicas for index in range(len(replica.stages))
+        f"{replica.label} stage {index}".strip()
+        for replica in replicas
+        for index in range(len(replica.stages))
     ]
     seconds = timeline.makespan
     works = [_passes(stage) for stage in stages]
@@ -72,7 +74,9 @@ def outcome(step: Step, replicas: Sequence[Replica], lowered: Lowered, timeline:
         ),
         "model_flops_per_second_per_gpu": timed("model FLOP/s per GPU", needed, "FLOP/s", "higher"),
         "pipeline_bubble": Metric("pipeline bubble over ideal time", bubble, "fraction", 0.0, "lower"),
-        "peak_memory": Metric("peak memory of the fullest GPU", memory[0].peak, "bytes", ALLOCATED_ERROR, "lower"),
+        "peak_memory": Metric(
+            "peak memory of the fullest GPU", memory[0].peak, "bytes", ALLOCATED_ERROR, "lower"
+        ),
         "parameters": Metric("parameters", _total_parameters(setup), "count"),
     }
     if scenario.workload.tokens:
@@ -80,8 +84,12 @@ def outcome(step: Step, replicas: Sequence[Replica], lowered: Lowered, timeline:
         metrics["run_time"] = Metric("time of the whole run", run, "seconds", speed, "lower")
     if scenario.strategy.expert_capacity is not None and setup.model.moe is not None:
         moe, met = setup.model.moe, plan.micro_batch * plan.sequence / plan.context * plan.expert
-        dropped = dropped_share(met, moe.num_experts, moe.num_experts_per_tok, scenario.strategy.expert_capacity)
-        metrics["dropped_share"] = Metric("copies of tokens dropped", float(dropped), "fraction", 0.0, "lower")
+        dropped = dropped_share(
+            met, moe.num_experts, moe.num_experts_per_tok, scenario.strategy.expert_capacity
+        )
+        metrics["dropped_share"] = Metric(
+            "copies of tokens dropped", float(dropped), "fraction", 0.0, "lower"
+        )
     if scenario.operations is not None:
         copies = len(plan.table.routes)
         size = checkpoint_bytes(
@@ -101,7 +109,9 @@ def outcome(step: Step, replicas: Sequence[Replica], lowered: Lowered, timeline:
     )  # fmt: skip
 
 
-def _reserved(stages: list[StageWork], lowered: Lowered, timeline: Timeline) -> Callable[[], Mapping[str, Metric]]:
+def _reserved(
+    stages: list[StageWork], lowered: Lowered, timeline: Timeline
+) -> Callable[[], Mapping[str, Metric]]:
     """Return how to find what PyTorch's allocator makes of the fullest stage's tensors."""
     peaks = [timeline.ledger.peak(memory).bytes for memory in lowered.memories]
     stage = stages[int(np.argmax(peaks))]
@@ -148,7 +158,9 @@ def _accounts(
     waits = _waits(lowered, timeline, index)
     tasks = timeline.stream == lowered.streams[index]
     busy = float((timeline.end - timeline.start)[tasks].sum())
-    updates = float((timeline.end - timeline.start)[tasks & (timeline.tag == _tag(lowered, "optimizer"))].sum())
+    updates = float(
+        (timeline.end - timeline.start)[tasks & (timeline.tag == _tag(lowered, "optimizer"))].sum()
+    )
     # what passes take beyond their kernels: units that collectives beside them occupy; less where pairs hide exchanges
     beside = busy - updates - float(total.time)
     network = waits.network + (beside if beside > 1e-9 * busy else 0.0)
@@ -233,7 +245,9 @@ def _stage_table(
     stages: list[StageWork], works: list[Breakdown], lowered: Lowered, timeline: Timeline
 ) -> dict[str, list[float]]:
     def seconds(stage: StageWork, *, forward: bool) -> float:
-        return sum(c.seconds(part) for c in stage.chunks for part in c.times if (part == "forward") == forward)
+        return sum(
+            c.seconds(part) for c in stage.chunks for part in c.times if (part == "forward") == forward
+        )
 
     return {
         "stage": [float(i) for i in range(len(stages))],
@@ -335,7 +349,9 @@ def _operations(operations: Operations) -> str:
     }  # fmt: skip
     counted = [name for name, value in given.items() if value]
     left = [name for name, value in given.items() if not value]
-    return f"of a long run: {', '.join(counted) or 'nothing'}" + (f"; no {', no '.join(left)}" if left else "")
+    return f"of a long run: {', '.join(counted) or 'nothing'}" + (
+        f"; no {', no '.join(left)}" if left else ""
+    )
 
 
 def _assumptions(step: Step) -> tuple[str, ...]:
@@ -358,7 +374,9 @@ def _assumptions(step: Step) -> tuple[str, ...]:
         communication = step.messenger.communication
         lines.append(f"gradients reduced {_REDUCED[communication.reduce]}")
         if strategy.zero_stage:
-            lines.append(f"states cut over {plan.groups.shard} ranks; parameters gathered {_GATHERED[communication.gather]}")
+            lines.append(
+                f"states cut over {plan.groups.shard} ranks; parameters gathered {_GATHERED[communication.gather]}"
+            )
     if step.setup.model.moe:
         lines.append("experts equally loaded")
     return tuple(lines)

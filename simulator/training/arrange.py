@@ -22,7 +22,11 @@ from simulator.training.work import Message, StageWork
 if TYPE_CHECKING:
     from simulator.training.step import Step
 
-CUT = {1: ("optimizer states",), 2: ("optimizer states", "gradients"), 3: ("optimizer states", "gradients", "weights")}
+CUT = {
+    1: ("optimizer states",),
+    2: ("optimizer states", "gradients"),
+    3: ("optimizer states", "gradients", "weights"),
+}
 """What is cut over replicas, by ZeRO stage."""
 
 
@@ -44,20 +48,26 @@ def replica_kinds(plan: Plan, hardware: Hardware) -> tuple[ReplicaKind, ...]:
     counts = plan.batches or (plan.micro_batches,) * plan.data
     if not hardware.others:
         device, capacity = hardware.device.name, float(hardware.memory.capacity)
-        keys = {count: ((device,) * plan.pipeline, (capacity,) * plan.pipeline, count) for count in set(counts)}
+        keys = {
+            count: ((device,) * plan.pipeline, (capacity,) * plan.pipeline, count) for count in set(counts)
+        }
         found = [keys[count] for count in counts]
     else:
         grid = rank_grid(plan.groups)
         found = []
         for replica, count in enumerate(counts):
-            stages = [_stage(plan, hardware, grid[stage, replica].ravel().tolist()) for stage in range(plan.pipeline)]
+            stages = [
+                _stage(plan, hardware, grid[stage, replica].ravel().tolist())
+                for stage in range(plan.pipeline)
+            ]
             found.append((tuple(name for name, _ in stages), tuple(room for _, room in stages), count))
     members: dict[tuple[tuple[str, ...], tuple[float, ...], int], list[int]] = {}
     for replica, key in enumerate(found):
         members.setdefault(key, []).append(replica)
     labels = [_label(group) for group in members.values()] if len(members) > 1 else [""]
     return tuple(
-        ReplicaKind(*key, tuple(group), label) for (key, group), label in zip(members.items(), labels, strict=True)
+        ReplicaKind(*key, tuple(group), label)
+        for (key, group), label in zip(members.items(), labels, strict=True)
     )
 
 
@@ -97,7 +107,11 @@ def arranged(
     if strategy.placement == "annealed":
         step = make(setup, plan, "")
         placed = place(
-            plan.groups, _loads(step), setup.hardware, seed=strategy.placement_seed, wraps=plan.table.chunks > 1
+            plan.groups,
+            _loads(step),
+            setup.hardware,
+            seed=strategy.placement_seed,
+            wraps=plan.table.chunks > 1,
         )
         setup = replace(setup, hardware=placed.hardware)
     if strategy.layer_split == "balanced":
@@ -106,7 +120,9 @@ def arranged(
         batches = _balanced_batches(setup, scenario, plan, make)
         most = max(batches)
         table = table_of(strategy, plan.pipeline, most)
-        plan = replace(plan, batches=batches if len(set(batches)) > 1 else None, micro_batches=most, table=table)
+        plan = replace(
+            plan, batches=batches if len(set(batches)) > 1 else None, micro_batches=most, table=table
+        )
     return setup, plan
 
 
@@ -124,15 +140,16 @@ def _loads(step: Step) -> Mapping[Exchange, Load]:
                     sent[work.axis] += times * float(sum(traffic))
                     hops[work.axis] += times
     loads: dict[Exchange, Load] = {
-        name: Load(sent[name], hops[name])
-        for name in ("tensor", "context", "expert")
+        name: Load(sent[name], hops[name]) for name in ("tensor", "context", "expert")
     }
     boundary = next(iter(step.boundaries().values()), None)
     if boundary is not None:
         passes = 2.0 * plan.micro_batches * plan.table.chunks
         loads["pipeline"] = Load(passes * boundary.size, passes)
     stage = step.stage(0)
-    layers = [message for chunk in stage.messages for layer in chunk for message in (*layer.reduce, *layer.gather)]
+    layers = [
+        message for chunk in stage.messages for layer in chunk for message in (*layer.reduce, *layer.gather)
+    ]
     messages = [*stage.reduction, *stage.gather, *layers]
     loads["data"] = Load(sum(message.size for message in messages), float(len(messages)))
     return loads
@@ -164,7 +181,9 @@ def _balanced_layers(setup: Setup, plan: Plan, make: Callable[[Setup, Plan, str]
             fixed[stage] = max(fixed[stage], own_fixed)
             others = sum(size for name, size in resident.items() if name not in CUT[3])
             own_bytes = others + sum(float(block.parameters) for block in ends) * each
-            own_bytes += sum(waiting * float(layer.memory.saved) + float(layer.memory.backward_peak) for layer in priced)
+            own_bytes += sum(
+                waiting * float(layer.memory.saved) + float(layer.memory.backward_peak) for layer in priced
+            )
             fixed_bytes[stage] = max(fixed_bytes[stage], own_bytes)
     capacity = np.array([min(kind.capacities[stage] for kind in kinds) for stage in stages])
     return balance_layers(
@@ -181,7 +200,11 @@ def _balanced_batches(
     slowest, fill = np.zeros(plan.data), np.zeros(plan.data)
     for kind in kinds:
         passes = [
-            sum(steps[device].chunk(place).seconds(part) for place in plan.held(stage) for part in steps[device].pricer.parts)
+            sum(
+                steps[device].chunk(place).seconds(part)
+                for place in plan.held(stage)
+                for part in steps[device].pricer.parts
+            )
             for stage, device in enumerate(kind.devices)
         ]
         slowest[list(kind.replicas)] = max(passes)
@@ -191,9 +214,7 @@ def _balanced_batches(
     )
 
 
-def shared_by_memory(
-    step: Step, kinds: Sequence[ReplicaKind], replicas: Sequence[Replica]
-) -> list[Replica]:
+def shared_by_memory(step: Step, kinds: Sequence[ReplicaKind], replicas: Sequence[Replica]) -> list[Replica]:
     """Share the states that are cut over replicas out by what memory each rank has left, stage by stage."""
     cut = CUT[step.strategy.zero_stage]
     context = step.plan.context
@@ -202,7 +223,10 @@ def shared_by_memory(
         works = [replica.stages[index] for replica in replicas]
         counts = [len(kind.replicas) * context for kind in kinds]
         even = [sum(work.resident[name] for name in cut) for work in works]
-        free = [work.capacity - sum(work.resident.values()) + own - _passing(work) for work, own in zip(works, even, strict=True)]
+        free = [
+            work.capacity - sum(work.resident.values()) + own - _passing(work)
+            for work, own in zip(works, even, strict=True)
+        ]
         total = float(np.dot(counts, even))
         shares = state_shares(np.repeat(free, counts), total)
         slower = uneven_collective(shares)

@@ -216,12 +216,19 @@ def _layers(
                 order = slice(None) if part == "forward" else slice(None, None, -1)
                 columns = [table[order][:, tail] for table in tables[key]]
                 gathers = part == "forward" or (everywhere and part != "weight-gradient")
-                again = np.array([part == "forward" or not mode.keeps(layer) for layer in work[0]])[order, None]
+                again = np.array([part == "forward" or not mode.keeps(layer) for layer in work[0]])[
+                    order, None
+                ]
                 if gathers:
                     gather[at] = columns[0] * again
                 if part in GRADIENTS:
                     reduce[at], replicate[at], update[at] = columns[1:4]
-                there: tuple[Any, ...] = (gathers * again, gathers * again, part in GRADIENTS, part in GRADIENTS)
+                there: tuple[Any, ...] = (
+                    gathers * again,
+                    gathers * again,
+                    part in GRADIENTS,
+                    part in GRADIENTS,
+                )
                 for flow, column, some in zip(flows, columns[4:], there, strict=False):
                     flow[at] = column * some
                 seconds = chunk.layers[part][:, body]
@@ -300,7 +307,10 @@ def _peak(
             known[key] = held[index].peak([chunk.memory for chunk in chunks])[body]
         elif key not in known:
             gathered = np.array(
-                [[sum(layer.gathered for layer in layers if mode.keeps(layer)) for layers in messages] for messages in work]
+                [
+                    [sum(layer.gathered for layer in layers if mode.keeps(layer)) for layers in messages]
+                    for messages in work
+                ]
             )
             memory = [
                 _buffered(chunk, [messages[at] for messages in work], body, tail, mode)
@@ -319,7 +329,9 @@ def _buffered(
     mode: _Mode,
 ) -> Liveness:
     """Return what a chunk holds with parameters gathered ahead and gradients on their way, layer by layer."""
-    gathered = np.array([[0.0 if mode.keeps(layer) else layer.gathered for layer in layers] for layers in messages]).T
+    gathered = np.array(
+        [[0.0 if mode.keeps(layer) else layer.gathered for layer in layers] for layers in messages]
+    ).T
     gradients = np.array([[layer.gradients for layer in layers] for layers in messages]).T
     ahead = gathered * ("all" in mode.rows)
     parts: list[Liveness] = []

@@ -57,7 +57,9 @@ class Groups:
     @property
     def expert_shard(self) -> int:
         """Ranks that the states of experts are cut over."""
-        return max(1, min(self.expert_replicas, self.shard * self.tensor // (self.expert * self.expert_tensor)))
+        return max(
+            1, min(self.expert_replicas, self.shard * self.tensor // (self.expert * self.expert_tensor))
+        )
 
     @property
     def stage_stride(self) -> int:

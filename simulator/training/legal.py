@@ -31,7 +31,9 @@ def faults(scenario: TrainingScenario, model: Model, hardware: Hardware, groups:
 
 def _counts(scenario: TrainingScenario, hardware: Hardware, groups: Groups) -> Iterator[str]:
     tp, cp, pp, dp = groups.tensor, groups.context, groups.pipeline, groups.data
-    product = f"tensor_parallel {tp} x pipeline_parallel {pp}" + (f" x context_parallel {cp}" if cp > 1 else "")
+    product = f"tensor_parallel {tp} x pipeline_parallel {pp}" + (
+        f" x context_parallel {cp}" if cp > 1 else ""
+    )
     if groups.ranks > hardware.size:
         yield (
             f"strategy: {product} x data_parallel {dp} = {groups.ranks} GPUs; "
@@ -82,7 +84,11 @@ def _divisibility(scenario: TrainingScenario, model: Model, groups: Groups) -> I
         yield f"strategy.context_parallel: {model.name} is no decoder; cut it by tensor or pipeline parallelism"
     if cp > 1 and not strategy.fused_attention:
         yield "strategy.context_parallel: needs fused_attention"
-    if cp == 1 and "context_exchange" in strategy.model_fields_set and strategy.context_exchange != "all-gather":
+    if (
+        cp == 1
+        and "context_exchange" in strategy.model_fields_set
+        and strategy.context_exchange != "all-gather"
+    ):
         yield f"strategy.context_exchange: {strategy.context_exchange} needs context_parallel of 2 or more"
     if model.mla and not strategy.fused_attention:
         yield "strategy.fused_attention: latent attention has fused kernels only"
@@ -133,10 +139,16 @@ def _states(scenario: TrainingScenario, groups: Groups) -> Iterator[str]:
             f"strategy.overlap_parameter_gather: needs zero_stage 1 or 2, found {strategy.zero_stage} "
             f"({'its gathers always overlap' if strategy.zero_stage else 'nothing is gathered'})"
         )
-    if strategy.recompute == "optimal" and (strategy.recompute_layers is not None or strategy.recompute_operators):
+    if strategy.recompute == "optimal" and (
+        strategy.recompute_layers is not None or strategy.recompute_operators
+    ):
         yield "strategy.recompute: optimal chooses layers and operators itself; leave out recompute_layers and _operators"
     for name in ("recompute_layers", "recompute_micro_batches"):
-        if getattr(strategy, name) is not None and strategy.recompute == "none" and not strategy.recompute_operators:
+        if (
+            getattr(strategy, name) is not None
+            and strategy.recompute == "none"
+            and not strategy.recompute_operators
+        ):
             yield f"strategy.{name}: nothing is recomputed; set recompute"
 
 
@@ -148,7 +160,9 @@ def _overlaps(scenario: TrainingScenario, model: Model, groups: Groups) -> Itera
         yield "strategy.compression.gradients: one replica exchanges no gradients"
     if strategy.compression.boundaries and groups.pipeline == 1:
         yield "strategy.compression.boundaries: needs pipeline_parallel of 2 or more"
-    if strategy.overlap_shared_experts and (model.moe is None or not model.moe.num_shared_experts or groups.expert == 1):
+    if strategy.overlap_shared_experts and (
+        model.moe is None or not model.moe.num_shared_experts or groups.expert == 1
+    ):
         yield "strategy.overlap_shared_experts: needs a model with shared experts and expert_parallel of 2 or more"
     if strategy.overlap_expert_parallel and strategy.zero_stage >= 2:
         yield (
@@ -196,7 +210,9 @@ def _uneven_batch(scenario: TrainingScenario, groups: Groups) -> Iterator[str]:
 def _schedule(scenario: TrainingScenario, model: Model, groups: Groups, micro_batches: int) -> Iterator[str]:
     strategy = scenario.strategy
     stages, chunks = groups.pipeline, strategy.virtual_stages
-    broken = schedule_faults(strategy.schedule, stages, micro_batches, chunks, pair=strategy.overlap_expert_parallel)
+    broken = schedule_faults(
+        strategy.schedule, stages, micro_batches, chunks, pair=strategy.overlap_expert_parallel
+    )
     yield from broken
     if broken:
         return

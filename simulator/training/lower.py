@@ -100,8 +100,12 @@ class _Lowering:
             (sender, receiver): program.link(f"{label}stage {sender} to {receiver}", message.bandwidth)
             for (sender, receiver), message in self.boundaries.items()
         }
-        self.sending = {pair: program.stream(f"{label}stage {pair[0]} sends to {pair[1]}") for pair in self.boundaries}
-        self.replicas = [_Replicas(program, f"{label}stage {index}", stage) for index, stage in enumerate(self.stages)]
+        self.sending = {
+            pair: program.stream(f"{label}stage {pair[0]} sends to {pair[1]}") for pair in self.boundaries
+        }
+        self.replicas = [
+            _Replicas(program, f"{label}stage {index}", stage) for index, stage in enumerate(self.stages)
+        ]
         self.finals = [_finals(stage) for stage in self.stages]
         self.alone = in_flight(self.table.orders[0]) == 1
         self.position = [0] * len(self.stages)
@@ -198,7 +202,13 @@ class _Lowering:
         return found
 
     def _operators(
-        self, stage: int, label: str, operators: Sequence[OperatorPass], part: Part, after: list[int], scale: float = 1.0
+        self,
+        stage: int,
+        label: str,
+        operators: Sequence[OperatorPass],
+        part: Part,
+        after: list[int],
+        scale: float = 1.0,
     ) -> Ran:
         """Emit the operators of a layer one by one."""
         tasks = []
@@ -284,7 +294,9 @@ class _Lowering:
             return [], self.held.pop((stage, row.chunk, row.micro_batch, layer))
         done = self.computed[stage]
         ahead = len(done) - 1 - communication.prefetch
-        tasks = [replicas.gather(message, done[ahead : ahead + 1] if ahead >= 0 else []) for message in own.gather]
+        tasks = [
+            replicas.gather(message, done[ahead : ahead + 1] if ahead >= 0 else []) for message in own.gather
+        ]
         return tasks, tasks[0]
 
     def _keeps(self, stage: int, own: LayerMessages) -> bool:
@@ -325,7 +337,12 @@ class _Lowering:
         if own.gradients and tasks:
             self.sent[stage].append(tasks)
             self.program.allocate(
-                self.memories[stage], own.gradients, "gradient buckets", at=ran[0], until=tasks, name="gradients of a layer"
+                self.memories[stage],
+                own.gradients,
+                "gradient buckets",
+                at=ran[0],
+                until=tasks,
+                name="gradients of a layer",
             )
 
     # --- memory and messages ------------------------------------------------------------------------------------------
@@ -341,7 +358,9 @@ class _Lowering:
                 self._working(stage, part.forward_peak, "forward pass", part.forward_holders, ran)
             return
         started = self._started(key, row, chunk, tasks)
-        name = f"activations {row.micro_batch}" + (f".{row.chunk}" if len(self.stages[stage].chunks) > 1 else "")
+        name = f"activations {row.micro_batch}" + (
+            f".{row.chunk}" if len(self.stages[stage].chunks) > 1 else ""
+        )
         for part, ran, start in zip(parts, tasks, started, strict=True):
             if row.part == "weight-gradient":
                 self._hold(stage, part.between, f"{name}, for weight gradients", start, ran)
@@ -354,7 +373,9 @@ class _Lowering:
                 self._hold(stage, max(0.0, float(part.saved - later)), name, start, ran)
             self._working(stage, part.backward_peak, "backward pass", part.backward_holders, ran)
 
-    def _started(self, key: tuple[int, int, int], row: Order, chunk: ChunkPass, tasks: list[Ran]) -> list[int]:
+    def _started(
+        self, key: tuple[int, int, int], row: Order, chunk: ChunkPass, tasks: list[Ran]
+    ) -> list[int]:
         """Return the tasks whose starts have saved what a backward pass needs: of each layer, or of all."""
         forward = self.forward_ran[key] if row.part == "input-gradient" else self.forward_ran.pop(key)
         if len(tasks) == 1 or len(forward) == 1:
@@ -363,9 +384,13 @@ class _Lowering:
 
     def _hold(self, stage: int, size: Numeric, name: str, start: int, ran: Ran) -> None:
         if float(size):
-            self.program.allocate(self.memories[stage], float(size), "activations", at=start, until=[ran[1]], name=name)
+            self.program.allocate(
+                self.memories[stage], float(size), "activations", at=start, until=[ran[1]], name=name
+            )
 
-    def _working(self, stage: int, size: Numeric, name: str, holders: Mapping[str, Numeric], ran: Ran) -> None:
+    def _working(
+        self, stage: int, size: Numeric, name: str, holders: Mapping[str, Numeric], ran: Ran
+    ) -> None:
         if float(size):
             largest = next(iter(holders), "")
             self.program.allocate(

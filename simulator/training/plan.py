@@ -110,7 +110,11 @@ def make_plan(scenario: TrainingScenario, model: Model, hardware: Hardware) -> P
 def table_of(strategy: TrainingStrategy, stages: int, micro_batches: int) -> Pipeline:
     """Return the tables of a strategy's schedule."""
     return pipeline(
-        strategy.schedule, stages, micro_batches, strategy.virtual_stages, pair=strategy.overlap_expert_parallel
+        strategy.schedule,
+        stages,
+        micro_batches,
+        strategy.virtual_stages,
+        pair=strategy.overlap_expert_parallel,
     )
 
 
@@ -119,7 +123,9 @@ def numerics(strategy: TrainingStrategy, hardware: Hardware) -> Numerics:
     full = strategy.precision in ("fp32", "tf32")
     scaling: Scaling = "nvfp4" if strategy.precision == "fp4" else strategy.fp8_recipe
     return replace(
-        Numerics.of(strategy.precision, strategy.precision if full else "bf16", gradients=strategy.gradient_precision),
+        Numerics.of(
+            strategy.precision, strategy.precision if full else "bf16", gradients=strategy.gradient_precision
+        ),
         fused_accumulation=strategy.fused_accumulation,
         attention_kernel=strategy.attention_kernel,
         scaling=scaling if strategy.precision in ("fp8", "fp4") else "none",

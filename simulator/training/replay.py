@@ -80,7 +80,10 @@ def stage_allocation(stage: StageWork) -> Allocation:
         shards = [
             [
                 Shards(
-                    one.gathered, one.gathered, one.gradients, (gradients * one.gradients / every,),
+                    one.gathered,
+                    one.gathered,
+                    one.gradients,
+                    (gradients * one.gradients / every,),
                     (one.stays and alone) or not stage.communication.reshard,
                 )
                 for one in held

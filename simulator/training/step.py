@@ -46,9 +46,14 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     if not isinstance(scenario, TrainingScenario):
         raise MemroofError(f"a training strategy cannot run a {scenario.kind} scenario")
     plan = make_plan(scenario, setup.model, setup.hardware)
-    setup, plan = arranged(setup, scenario, plan, lambda placed, cut, device: Step(placed, scenario, cut, device))
+    setup, plan = arranged(
+        setup, scenario, plan, lambda placed, cut, device: Step(placed, scenario, cut, device)
+    )
     kinds = replica_kinds(plan, setup.hardware)
-    steps = {name: Step(setup, scenario, plan, name) for name in dict.fromkeys(d for kind in kinds for d in kind.devices)}
+    steps = {
+        name: Step(setup, scenario, plan, name)
+        for name in dict.fromkeys(d for kind in kinds for d in kind.devices)
+    }
     step = steps[kinds[0].devices[0]]
     tasks = step.tasks * len(kinds)
     if tasks > MAXIMUM_TASKS:
@@ -151,7 +156,9 @@ class Step:
             blocks = {place: self.blocks(place) for place in self.plan.held(stage)}
             chosen = self._choose(stage, [block for held in blocks.values() for block in held])
             self._choices[stage] = {
-                place: tuple(next(chosen[id(block)]) if self._is_layer(block) else frozenset() for block in held)
+                place: tuple(
+                    next(chosen[id(block)]) if self._is_layer(block) else frozenset() for block in held
+                )
                 for place, held in blocks.items()
             }
         return self._choices[stage]
@@ -167,7 +174,10 @@ class Step:
         kept = held * sum(float(end.saved) for end in ends) + moving + sum(self.resident(stage).values())
         choice = choose(
             [(block, sum(other is block for other in blocks)) for block in layers.values()],
-            [{op.name: op.time for op in self.pricer.layer(block).operators["forward"]} for block in layers.values()],
+            [
+                {op.name: op.time for op in self.pricer.layer(block).operators["forward"]}
+                for block in layers.values()
+            ],
             ROOM * self.capacity - kept,
             held=held,
             working=max((float(end.backward_peak) for end in ends), default=0.0),
@@ -246,7 +256,9 @@ class Step:
         states, device = self.states(index), self.cost.device
         calibration, groups = self.cost.calibration, self.plan.groups
         ends = (id(self.graph.embedding), id(self.graph.head))
-        layers = {id(b): b for place in self.plan.held(index) for b in self.blocks(place) if id(b) not in ends}
+        layers = {
+            id(b): b for place in self.plan.held(index) for b in self.blocks(place) if id(b) not in ends
+        }
         joined = (groups.tensor, groups.context, groups.expert, groups.replicas, groups.pipeline)
         channels = float(calibration.collective.occupancy or 0.0) * device.compute.units
         return {
@@ -271,7 +283,11 @@ class Step:
         """Return the message between every two stages that follow each other on a route, in both directions."""
         plan = self.plan
         size = (
-            plan.micro_batch * plan.sequence / plan.context * self.setup.model.hidden_size * plan.numerics.activation_bytes
+            plan.micro_batch
+            * plan.sequence
+            / plan.context
+            * self.setup.model.hidden_size
+            * plan.numerics.activation_bytes
         )
         pairs = {
             pair

@@ -53,7 +53,6 @@ class LayerMessages:
     micro-batch is under way at a time: PyTorch does not cut its root unit, embedding and head, in between."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class Communication:
     """When a stage communicates with its replicas."""

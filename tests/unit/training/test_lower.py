@@ -20,7 +20,8 @@ SECONDS = {"forward": 1.0, "backward": 2.0, "input-gradient": 1.0, "weight-gradi
 
 def layer(seconds: dict[str, float], saved: float = 1.0, peak: float = 0.0) -> LayerPass:
     operators = {
-        part: (OperatorPass("matmul", Breakdown({"matmul": time}), time, 0.0),) for part, time in seconds.items()
+        part: (OperatorPass("matmul", Breakdown({"matmul": time}), time, 0.0),)
+        for part, time in seconds.items()
     }
     times = {part: Breakdown({"matmul": time}) for part, time in seconds.items()}
     memory = Liveness(saved, peak, 2.0 * peak, 0.5 * saved, {"input": 0.25 * saved, "output": 0.75 * saved})
@@ -30,9 +31,12 @@ def layer(seconds: dict[str, float], saved: float = 1.0, peak: float = 0.0) -> L
 def chunk(layers: Sequence[LayerPass]) -> ChunkPass:
     parts = layers[0].operators
     operators = {
-        part: tuple(one.operators[part] for one in (layers if part == "forward" else layers[::-1])) for part in parts
+        part: tuple(one.operators[part] for one in (layers if part == "forward" else layers[::-1]))
+        for part in parts
     }
-    times = {part: Breakdown({"matmul": sum(float(one.times[part].time) for one in layers)}) for part in parts}
+    times = {
+        part: Breakdown({"matmul": sum(float(one.times[part].time) for one in layers)}) for part in parts
+    }
     return ChunkPass(tuple(layers), operators, times)
 
 
@@ -57,7 +61,9 @@ def stages(
     ]  # fmt: skip
 
 
-def run(table: Pipeline, works: list[StageWork], send: float = 0.0, *, detail: bool = False) -> tuple[Lowered, Timeline]:
+def run(
+    table: Pipeline, works: list[StageWork], send: float = 0.0, *, detail: bool = False
+) -> tuple[Lowered, Timeline]:
     pairs = {(a, b) for a in range(len(works)) for b in range(len(works)) if a != b}
     boundaries = {pair: Message(0.0, 1.0, send, 1.0) for pair in sorted(pairs)}
     lowered = lower(table.name, [Replica(table, works, boundaries)], detail=detail)
@@ -77,7 +83,9 @@ def test_bubble_is_the_closed_form(name: str, p: int, groups: int) -> None:
     assert timeline.makespan == pytest.approx(3.0 * (m + (p - 1) / v), rel=1e-9)
 
 
-@pytest.mark.parametrize(("name", "v"), [("gpipe", 1), ("1f1b", 1), ("1f1b-interleaved", 2), ("wrap-around", 2)])
+@pytest.mark.parametrize(
+    ("name", "v"), [("gpipe", 1), ("1f1b", 1), ("1f1b-interleaved", 2), ("wrap-around", 2)]
+)
 def test_the_ledger_holds_what_is_in_flight(name: str, v: int) -> None:
     table = pipeline(name, 4, 8, v)
     lowered, timeline = run(table, stages(table))
@@ -126,7 +134,13 @@ def test_gathers_run_ahead_as_far_as_they_may() -> None:
     table = pipeline("1f1b", 1, 1)
     own = LayerMessages(gather=(Message(0.0, 1.0, 1.0, 1.0),))
     for prefetch, exposed in ((0, 6.0), (1, 1.0), (2, 1.0)):
-        works = stages(table, layers=3, communication=Communication("each", "each", prefetch=prefetch), messages=own, scale=3.0)
+        works = stages(
+            table,
+            layers=3,
+            communication=Communication("each", "each", prefetch=prefetch),
+            messages=own,
+            scale=3.0,
+        )
         _, timeline = run(table, works)
         assert timeline.makespan == pytest.approx(9.0 + exposed)
 
@@ -135,7 +149,9 @@ def test_reductions_hide_behind_the_layers_that_follow() -> None:
     """Of three reductions of 2 s behind backward passes of 2 s a layer, the last is exposed; the optimizer waits for it."""
     table = pipeline("1f1b", 1, 2)
     own = LayerMessages(reduce=(Message(0.0, 1.0, 2.0, 1.0),))
-    works = stages(table, layers=3, communication=Communication("last", "none"), messages=own, scale=3.0, optimizer=0.5)
+    works = stages(
+        table, layers=3, communication=Communication("last", "none"), messages=own, scale=3.0, optimizer=0.5
+    )
     _, timeline = run(table, works)
     assert timeline.makespan == pytest.approx(2 * 9.0 + 2.0 + 0.5)
 
@@ -143,7 +159,9 @@ def test_reductions_hide_behind_the_layers_that_follow() -> None:
 def test_units_that_collectives_occupy_are_taken_from_products() -> None:
     table = pipeline("1f1b", 1, 1)
     own = LayerMessages(reduce=(Message(0.0, 1.0, 1.0, 1.0),))
-    works = stages(table, layers=3, communication=Communication("last", "none", crowding=0.2), messages=own, scale=3.0)
+    works = stages(
+        table, layers=3, communication=Communication("last", "none", crowding=0.2), messages=own, scale=3.0
+    )
     _, timeline = run(table, works)
     assert timeline.makespan == pytest.approx(9.0 + 3 * 0.2 + 1.0)
 

@@ -68,7 +68,9 @@ def test_parameters_that_stay_are_gathered_once(train: Train) -> None:
 def test_hybrid_shards_hold_more_and_stay_in_the_node(train: Train) -> None:
     """HSDP over two nodes: states cut over one node's GPUs, replicas of the node reduce between them."""
     flat, hybrid = train(nodes=2, zero_stage=3), train(nodes=2, zero_stage=3, shard_group=8)
-    assert categories(hybrid)["optimizer states"] == pytest.approx(2 * categories(flat)["optimizer states"], rel=1e-3)
+    assert categories(hybrid)["optimizer states"] == pytest.approx(
+        2 * categories(flat)["optimizer states"], rel=1e-3
+    )
     assert seconds(hybrid) < seconds(flat)
 
 
@@ -83,14 +85,19 @@ def test_updated_parameters_can_arrive_beside_the_next_step(train: Train) -> Non
 @pytest.mark.parametrize("exchange", ["all-gather", "ring", "all-to-all"])
 def test_context_parallelism_cuts_activations(train: Train, exchange: str) -> None:
     options = {"sequence": 2048, "batch": 8}
-    whole, cut = train(**options, data_parallel=4), train(**options, context_parallel=2, context_exchange=exchange)
+    whole, cut = (
+        train(**options, data_parallel=4),
+        train(**options, context_parallel=2, context_exchange=exchange),
+    )
     assert categories(cut)["activations"] == pytest.approx(categories(whole)["activations"] / 2, rel=0.02)
     assert cut.outcome.bottlenecks.get("context-parallel link", 0.0) > 0
 
 
 def test_chunks_hide_tensor_parallel_collectives(train: Train) -> None:
     options = {"tensor_parallel": 4, "sequence_parallel": True, "sequence": 2048, "cuda_graphs": True}
-    times = [seconds(train(**options, overlap_tensor_parallel=how)) for how in ("none", "backward", "chunked")]
+    times = [
+        seconds(train(**options, overlap_tensor_parallel=how)) for how in ("none", "backward", "chunked")
+    ]
     assert times[0] > times[1] > times[2]
 
 
@@ -114,7 +121,8 @@ def test_schedules_in_order_of_their_bubbles(train: Train) -> None:
     """Narayanan et al. 2021, section 2.2; Qi et al. 2023, table 1."""
     options = {"pipeline_parallel": 4, "data_parallel": 2, "batch": 16}
     bubble = {
-        name: train(schedule=name, **options).values["pipeline_bubble"].value for name in ("naive", "1f1b", "zb-h1", "zb-v")
+        name: train(schedule=name, **options).values["pipeline_bubble"].value
+        for name in ("naive", "1f1b", "zb-h1", "zb-v")
     }
     assert bubble["naive"] > bubble["1f1b"] > bubble["zb-h1"] > bubble["zb-v"]
 
@@ -131,7 +139,13 @@ def test_pairs_hide_the_exchange_of_experts(train: Train) -> None:
 
 
 def test_padded_slots_are_no_model_flops(train: Train) -> None:
-    options = {"model": "qwen1.5-moe-a2.7b", "sequence": 1024, "batch": 32, "expert_parallel": 4, "zero_stage": 1}
+    options = {
+        "model": "qwen1.5-moe-a2.7b",
+        "sequence": 1024,
+        "batch": 32,
+        "expert_parallel": 4,
+        "zero_stage": 1,
+    }
     free, padded = train(**options), train(**options, expert_capacity=2.0)
     assert seconds(padded) > seconds(free)
     ratio = padded.values["model_flops_utilization"].value / free.values["model_flops_utilization"].value
@@ -161,12 +175,15 @@ def test_operators_by_name(train: Train) -> None:
     plain, again = train(), train(recompute_operators=["mlp.activation", "mlp.norm"])
     assert peak(again) < peak(plain)
     assert seconds(again) > seconds(plain)
-    with pytest.raises(MemroofError, match=r"no layer has an operator mlp.activatio; did you mean mlp.activation"):
+    with pytest.raises(
+        MemroofError, match=r"no layer has an operator mlp.activatio; did you mean mlp.activation"
+    ):
         train(recompute_operators=["mlp.activatio"])
 
 
 def test_the_optimal_choice_fills_the_memory(catalog: Catalog) -> None:
     """Llama-3-8B does not fit without recomputation; what must not be repeated is not, and never is full faster."""
+
     def answer(recompute: str) -> Result:
         scenario = {
             "kind": "training", "hardware": "dgx-h100", "model": "llama3-8b",
@@ -250,14 +267,18 @@ def test_faster_accelerators_take_more_micro_batches(mixed: Callable[..., Result
 def test_faster_accelerators_take_more_layers(mixed: Callable[..., Result]) -> None:
     even, balanced = mixed(pipeline_parallel=2), mixed(pipeline_parallel=2, layer_split="balanced")
     assert seconds(balanced) < seconds(even)
-    assert seconds(mixed(pipeline_parallel=2, layer_split=[5, 3])) < seconds(mixed(pipeline_parallel=2, layer_split=[3, 5]))
+    assert seconds(mixed(pipeline_parallel=2, layer_split=[5, 3])) < seconds(
+        mixed(pipeline_parallel=2, layer_split=[3, 5])
+    )
 
 
 def test_more_memory_takes_more_states(mixed: Callable[..., Result]) -> None:
     even, shared = mixed(zero_stage=1), mixed(zero_stage=1, state_split="memory")
 
     def by_capacity(result: Result) -> list[float]:
-        return [use.by_category["optimizer states"] for use in sorted(result.memory, key=lambda use: use.capacity)]
+        return [
+            use.by_category["optimizer states"] for use in sorted(result.memory, key=lambda use: use.capacity)
+        ]
 
     small, large = by_capacity(shared)
     assert small < by_capacity(even)[0] < large
