@@ -47,8 +47,6 @@ def check_targets(operators: Sequence[Operator], targets: tuple[str, ...]) -> No
     MemroofError
         With the nearest name.
     """
-    if not targeted(operators, targets):
-        raise MemroofError(f"strategy.trainable.targets: {', '.join(targets)} name no layer of this model")
     known = {*GROUPS}
     for op in operators:
         known |= {op.name} if op.matrices else set()
@@ -58,6 +56,10 @@ def check_targets(operators: Sequence[Operator], targets: tuple[str, ...]) -> No
             raise MemroofError(
                 f"strategy.trainable.targets: no layer is called {target!r}{did_you_mean(target, sorted(known))}"
             )
+    if not targeted(operators, targets):
+        raise MemroofError(
+            f"strategy.trainable.targets: no layer of this model is among {', '.join(targets)}"
+        )
 
 
 def add_low_rank(b: BlockBuilder, op: Operator, matrix: Matrix, rank: int, dropout: float) -> None:

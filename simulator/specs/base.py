@@ -173,6 +173,10 @@ def _message(detail: ErrorDetails, path: KeyPath, owner: type[Spec] | None) -> s
     if kind in ("literal_error", "enum"):
         options = [option.strip("' ") for option in str(context["expected"]).replace(" or ", ", ").split(",")]
         return f"found {found}, expected one of {', '.join(options)}{_near(detail['input'], options)}"
+    if kind == "union_tag_invalid":
+        options = [option.strip("' ") for option in str(context["expected_tags"]).split(",")]
+        key, tag = str(context["discriminator"]).strip("'"), context["tag"]
+        return f"{key}: found {tag!r}, expected one of {', '.join(options)}{_near(tag, options)}"
     if kind.startswith("int_"):
         return f"found {found}, expected a whole number"
     if kind.startswith("bool_"):
@@ -216,7 +220,7 @@ def _place(data: Any, schema: type[Spec], loc: tuple[int | str, ...]) -> tuple[K
             isinstance(here, list) and isinstance(part, int) and part < len(here)
         )
         if not steps and not (last and isinstance(here, dict) and not _is_tag(owners, part)):
-            owners = [o for o in owners if o.__name__ == part] or owners
+            owners = [o for o in owners if _named(o, part)] or owners
             continue
         owner = next((o for o in owners if part in o.model_fields), owners[0] if owners else None)
         path.append(part)
@@ -231,7 +235,15 @@ def _has_field(owners: list[type[Spec]], part: int | str) -> bool:
 
 
 def _is_tag(owners: list[type[Spec]], part: int | str) -> bool:
-    return any(owner.__name__ == part for owner in owners)
+    return any(_named(owner, part) for owner in owners)
+
+
+def _named(owner: type[Spec], part: int | str) -> bool:
+    """Whether pydantic means this member of a union: by its class, or by the value of the field that tells members apart."""
+    values = (typing.get_args(field.annotation) for field in owner.model_fields.values())
+    return owner.__name__ == part or any(
+        part in given for given in values if given and isinstance(given[0], str)
+    )
 
 
 def _models(annotation: Any) -> list[type[Spec]]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.specs import MemroofError
+from simulator.units import format_quantity
 
 Floats = npt.NDArray[np.float64]
 Numbers = float | Sequence[float] | Floats
@@ -260,7 +261,7 @@ def _shortage(sizes: Floats, room: Floats) -> str:
     """Say why no split fits: bytes that are missing in all, or a layer that fits no stage."""
     missing = sizes.min(axis=0).sum() - room.sum()
     if missing > 0.0:
-        return f"strategy.layer_split: no split fits; all stages together lack {missing:.4g} B"
+        return f"strategy.layer_split: no split fits; all stages together lack {format_quantity(missing, 'bytes')}"
     return "strategy.layer_split: no split fits; the memory that is free lies in stages that have no whole layer's room"
 
 

@@ -23,6 +23,7 @@ def faults(scenario: TrainingScenario, model: Model, hardware: Hardware, groups:
         *_experts(scenario, model, groups),
         *_states(scenario, groups),
         *_overlaps(scenario, model, groups),
+        *_software(scenario),
         *_batch(scenario, model, groups),
         *_schedule(scenario, model, groups, micro_batches),
         *optimizer_faults(scenario, micro_batches),
@@ -170,6 +171,18 @@ def _overlaps(scenario: TrainingScenario, model: Model, groups: Groups) -> Itera
         )
     if strategy.overlap_expert_parallel and (model.moe is None or groups.expert == 1):
         yield "strategy.overlap_expert_parallel: needs a model with experts and expert_parallel of 2 or more"
+
+
+def _software(scenario: TrainingScenario) -> Iterator[str]:
+    """Options that decide nothing beside others."""
+    strategy = scenario.strategy
+    given = strategy.model_fields_set
+    if "fp8_recipe" in given and strategy.precision != "fp8":
+        yield f"strategy.fp8_recipe: needs precision fp8, found {strategy.precision}"
+    if strategy.attention_kernel != "latest" and not strategy.fused_attention:
+        yield f"strategy.attention_kernel: {strategy.attention_kernel} needs fused_attention"
+    if not strategy.wide_loss and not strategy.fused_loss:
+        yield "strategy.wide_loss: a loss of several kernels keeps its own copies; needs fused_loss"
 
 
 def _batch(scenario: TrainingScenario, model: Model, groups: Groups) -> Iterator[str]:

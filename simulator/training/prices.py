@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.specs import TrainingScenario
+from simulator.specs import TrainingScenario, TrainingStrategy
 from simulator.strategy import Setup
 from simulator.training.closed_form import Bodies
 from simulator.training.groups import Groups
@@ -29,11 +29,26 @@ EMBEDDING, HEAD = -1, -2
 """Kinds of layers beside the blocks of the graph."""
 Kind = tuple[int, bool]
 """A block by its number, and whether it computes again what the strategy says."""
-PASSES = (
-    "sequence_parallel", "context_exchange", "expert_capacity", "expert_nodes", "recompute", "recompute_operators",
-    "fused_attention", "fused_accumulation", "fused_loss", "cuda_graphs", "transformer_engine", "precision", "fp8_recipe",
-    "parameter_precision", "gradient_precision", "overlap_tensor_parallel",
+SHAPE = (
+    "tensor_parallel", "context_parallel", "pipeline_parallel", "data_parallel", "expert_parallel", "expert_tensor_parallel",
+    "rank_order", "layer_split", "micro_batch", "schedule", "virtual_stages", "overlap_expert_parallel",
 )  # fmt: skip
+"""Fields that decide degrees, micro-batches and the schedule table: one group of configurations for each combination."""
+BOTH = (
+    "gradient_precision", "parameter_precision", "precision", "fp8_recipe", "fused_accumulation", "joined_projections",
+    "trainable", "compression",
+)  # fmt: skip
+"""Fields that decide states or the communication between replicas, and passes as well."""
+STATES = (
+    "zero_stage", "shard_group", "reshard_after_forward", "gather_unit", "prefetch", "moment_precision", "master_weights",
+    "optimizer", "optimizer_rank", "optimizer_update", "overlap_gradient_reduction", "overlap_parameter_gather", *BOTH,
+)  # fmt: skip
+"""Fields that decide states and the communication between replicas; those that are no shape decide passes."""
+NOT_PASSES = tuple(name for name in STATES if name not in BOTH)
+PASSES = tuple(
+    name for name in TrainingStrategy.model_fields if name not in (*SHAPE, *NOT_PASSES, "recompute_layers")
+)
+"""All other fields: what passes through a layer depend on, degrees apart."""
 
 
 class Prices:
@@ -62,7 +77,7 @@ class Prices:
         steps = [self._step(key, scenario) for key, scenario in zip(keys, scenarios, strict=True)]
         limits = [scenario.strategy.recompute_layers for scenario in scenarios]
         layers = [
-            [self._stacked(kinds, keys, steps) for kinds in self._kinds(plan, steps[0], place, limits)]
+            [self._stacked(kinds, keys, steps) for kinds in self._kinds(plan, steps, place, limits)]
             for place in range(plan.places)
         ]
         columns = [self._sent(plan, key, step) for key, step in zip(keys, steps, strict=True)]
@@ -87,12 +102,15 @@ class Prices:
         return found
 
     def _kinds(
-        self, plan: Plan, step: Step, place: int, limits: Sequence[int | None]
+        self, plan: Plan, steps: Sequence[Step], place: int, limits: Sequence[int | None]
     ) -> list[tuple[Kind, ...]]:
         """Return the layers of a place in forward order: the kind that each configuration has, or the one that all have."""
         found: list[tuple[Kind, ...]] = [((EMBEDDING, False),)] if place == 0 else []
         for count, layer in enumerate(plan.layers[place]):
-            kinds = tuple((step.graph.layers[layer], limit is None or count < limit) for limit in limits)
+            kinds = tuple(
+                (step.graph.layers[layer], limit is None or count < limit)
+                for step, limit in zip(steps, limits, strict=True)
+            )
             found.append(kinds[:1] if len(set(kinds)) == 1 else kinds)
         return [*found, ((HEAD, False),)] if place == plan.places - 1 else found
 
@@ -173,7 +191,15 @@ class _Stages(Step):
     def weights(self, index: int) -> tuple[Weights, ...]:
         """Return the weight tensors of a stage."""
         plan = self.plan
-        name = (plan.groups, plan.layers, len(plan.table.routes), self.strategy.optimizer == "muon", index)
+        formed = tuple(getattr(self.strategy, name) for name in BOTH)
+        name = (
+            plan.groups,
+            plan.layers,
+            len(plan.table.routes),
+            self.strategy.optimizer == "muon",
+            formed,
+            index,
+        )
         found = self.known.get(name)
         if found is None:
             found = self.known[name] = super().weights(index)

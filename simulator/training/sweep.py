@@ -24,26 +24,14 @@ from simulator.training.groups import Groups
 from simulator.training.layer_walk import Floats, Integers
 from simulator.training.legal import faults
 from simulator.training.plan import layer_count
-from simulator.training.prices import Prices
+from simulator.training.prices import NOT_PASSES, SHAPE, STATES, Prices
 from simulator.training.schedules import SCHEDULES
 from simulator.training.schedules import faults as schedule_faults
 
-SHAPE = (
-    "tensor_parallel", "context_parallel", "pipeline_parallel", "data_parallel", "expert_parallel", "expert_tensor_parallel",
-    "rank_order", "layer_split", "micro_batch", "schedule", "virtual_stages", "overlap_expert_parallel",
-)  # fmt: skip
-"""Fields that decide degrees, micro-batches and the schedule table: one group of configurations for each combination."""
-STATES = (
-    "zero_stage", "shard_group", "reshard_after_forward", "gather_unit", "prefetch", "gradient_precision",
-    "parameter_precision", "moment_precision", "master_weights", "optimizer", "optimizer_rank", "optimizer_update", "precision",
-    "overlap_gradient_reduction", "overlap_parameter_gather",
-)  # fmt: skip
-"""Fields that decide states and the communication between replicas; those that are no shape decide passes."""
-NOT_PASSES = tuple(
-    name for name in STATES if name not in ("gradient_precision", "parameter_precision", "precision")
-)
-UNSWEPT = ("recompute_micro_batches",)
-"""Fields whose passes differ from micro-batch to micro-batch."""
+UNSWEPT: Mapping[str, Any] = {
+    "recompute_micro_batches": None, "batch_split": None, "state_split": "even", "placement": "order",
+}  # fmt: skip
+"""Fields under which micro-batches, replicas or ranks differ, with the value under which they do not."""
 
 Flags = npt.NDArray[np.bool_]
 Grid = Mapping[str, Sequence[Any]]
@@ -135,10 +123,18 @@ def _check(scenario: TrainingScenario, grid: Grid) -> None:
         if name in UNSWEPT:
             raise MemroofError(f"strategy.{name}: cannot be swept; vary it with memroof whatif")
     recompute = (scenario.strategy.recompute, *grid.get("recompute", ()))
-    if "optimal" in recompute or any(getattr(scenario.strategy, name) is not None for name in UNSWEPT):
+    if "optimal" in recompute:
         raise MemroofError(
-            "strategy.recompute: a sweep compares none, selective and full recomputation of all micro-batches; "
-            "leave out optimal and recompute_micro_batches"
+            "strategy.recompute: a sweep compares none, selective and full recomputation; leave out optimal"
+        )
+    for name, plain in UNSWEPT.items():
+        if getattr(scenario.strategy, name) != plain:
+            raise MemroofError(
+                f"strategy.{name}: a sweep needs equal micro-batches, replicas and ranks in order; leave it out"
+            )
+    if "balanced" in (scenario.strategy.layer_split, *grid.get("layer_split", ())):
+        raise MemroofError(
+            "strategy.layer_split: a sweep takes given counts or an even split; leave out balanced"
         )
 
 

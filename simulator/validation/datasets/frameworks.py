@@ -155,12 +155,12 @@ def _bridge_case(catalog: Catalog, row: Any) -> Case:
     if row.task.startswith("LoRA"):
         options |= {"trainable": BRIDGE_LORA}
     if precision == "fp8":
-        options |= {"parameter_precision": "fp8"}
+        options |= {"parameter_precision": "fp8", "fp8_recipe": recipe}
     strategy = TrainingStrategy.model_validate(
         {
             "tensor_parallel": tensor, "pipeline_parallel": stages, "context_parallel": context,
             "data_parallel": row.n_gpus // (tensor * stages * context), "micro_batch": int(row.mbs),
-            "precision": precision, "fp8_recipe": recipe, "gradient_precision": "bf16", "transformer_engine": True,
+            "precision": precision, "gradient_precision": "bf16", "transformer_engine": True,
             "cuda_graphs": row.system != "DGX-H100", **options,
         }
     )  # fmt: skip

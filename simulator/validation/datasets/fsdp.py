@@ -109,7 +109,7 @@ def _titan_case(catalog: Catalog, row: Any) -> Case:
         tensor_parallel=tensor, pipeline_parallel=stages, context_parallel=context, data_parallel=replicas,
         micro_batch=max(1, local // stages),
         precision="fp8" if fp8 else "bf16", parameter_precision="fp32", attention_kernel="flash-2",
-        fused_loss=row.hardware.startswith("H200"), wide_loss=False, joined_projections=False,
+        fused_loss=row.hardware.startswith("H200"), wide_loss=not row.hardware.startswith("H200"), joined_projections=False,
         **_titan_recompute(str(row.recompute)), **options,
     )  # fmt: skip
     node = "dgx-h200" if row.hardware.startswith("H200") else "hgx-h100-96gb-hbm2e"

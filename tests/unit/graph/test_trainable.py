@@ -376,7 +376,7 @@ def test_arrays_equal_scalars(method: dict[str, object], batch: int, tensor: int
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"method": "lora", "rank": 8, "targets": ("q_prj",)}, "name no layer"),
+        ({"method": "lora", "rank": 8, "targets": ("q_prj",)}, "did you mean 'q_proj'"),
         ({"method": "lora", "rank": 8, "targets": ("q_proj", "k_prj")}, "did you mean 'k_proj'"),
     ],
 )

@@ -326,6 +326,12 @@ def test_placed_ranks_are_faster_over_measured_regions(catalog: Catalog) -> None
         ({"state_split": "memory"}, "strategy.state_split: needs zero_stage of 1 or more"),
         ({"compression": {"boundaries": {"ratio": 2, "encode": "1 GB/s", "decode": "1 GB/s"}}}, "needs pipeline_parallel of 2"),
         ({"optimizer_update": "layer"}, "strategy.optimizer_update"),
+        ({"fp8_recipe": "block"}, "strategy.fp8_recipe: needs precision fp8, found bf16"),
+        ({"attention_kernel": "flash-1", "fused_attention": False}, "strategy.attention_kernel: flash-1 needs fused_attention"),
+        ({"wide_loss": False, "fused_loss": False}, "strategy.wide_loss: a loss of several kernels"),
+        ({"trainable": {"method": "lorra", "rank": 8}}, "method: found 'lorra', expected one of full, lora"),
+        ({"trainable": {"method": "lora", "rank": 8, "target": ["mlp"]}}, "trainable.target: unknown key; did you mean 'targets'?"),
+        ({"trainable": {"method": "lora", "rank": 8, "targets": ["mlq"]}}, "no layer is called 'mlq'; did you mean 'mlp"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused_by_name(train: Train, options: dict, message: str) -> None:

@@ -10,6 +10,7 @@ from simulator.analysis import load
 from simulator.analysis.search import default_grid
 from simulator.report.search import search_document, search_lines
 from simulator.specs import Catalog, MemroofError
+from simulator.specs.trainable_spec import Codec, Compression, LowRankAdaptation
 from simulator.strategy import Setup
 from simulator.training import simulate
 from simulator.training.groups import Groups
@@ -152,3 +153,34 @@ def test_experts_and_long_sequences_widen_the_grid() -> None:
     grid = default_grid(setup.scenario, setup.model, setup.hardware)
     assert grid["expert_parallel"] == (1, 2, 4, 8)
     assert grid["context_parallel"] == (1, 2, 4, 8)
+
+
+OTHERS = {
+    "attention_kernel": "flash-1", "fused_attention": False, "fused_loss": False, "wide_loss": False, "fused_accumulation": False,
+    "joined_projections": False, "cuda_graphs": True, "transformer_engine": True, "precision": "fp16",
+    "parameter_precision": "fp32", "gradient_precision": "bf16", "moment_precision": "bf16", "master_weights": False,
+    "optimizer": "adam-8bit", "recompute": "full", "recompute_operators": ("mlp.activation",), "zero_stage": 3,
+    "overlap_gradient_reduction": True, "overlap_tensor_parallel": "none", "optimize_pipeline_transfer": False,
+    "trainable": LowRankAdaptation(method="lora", rank=8),
+    "compression": Compression(gradients=Codec(ratio=4.0, encode=1e12, decode=1e12)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_a_field_that_is_varied_is_priced(field: str) -> None:
+    """Two values of one field in one sweep, each equal to the engine's answer: none is taken from the other's prices."""
+    setup = load(
+        {
+            "kind": "training", "hardware": {"node": "dgx-h100", "nodes": 2}, "model": "llama3.2-1b",
+            "workload": {"global_batch": 16, "sequence": 2048}, "strategy": {"tensor_parallel": 2, "pipeline_parallel": 2},
+        },
+        catalog=Catalog(environment={}),
+    )  # fmt: skip
+    values = [getattr(setup.scenario.strategy, field), OTHERS[field]]
+    answer = sweep(setup, {field: values})
+    assert len(answer.point) == 2
+    for value, seconds, peak in zip(values, answer.step_time, answer.peak_memory, strict=True):
+        strategy = setup.scenario.strategy.model_copy(update={field: value})
+        run = simulate(replace(setup, scenario=setup.scenario.model_copy(update={"strategy": strategy})))
+        assert seconds == pytest.approx(run.metrics["step_time"].value, rel=5e-3)
+        assert peak == pytest.approx(run.memory[0].peak, rel=0.1)
