@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from typing import Protocol
 
 import numpy as np
 
 from simulator.serving.policies import Policy
-from simulator.serving.workload import Requests
+from simulator.serving.workload import Floats, Requests
 
 
-class Arrivals:
-    """Requests on their way.
+class Incoming(Protocol):
+    """Who comes to a replica: from the workload, or from a router.
 
     Attributes
     ----------
@@ -22,6 +23,22 @@ class Arrivals:
     brings : bool
         Whether an answer may bring a request.
     """
+
+    at: Floats
+    next: float
+    brings: bool
+
+    def take(self, until: float) -> list[int]:
+        """Return who has arrived by some time, in order."""
+        ...
+
+    def answer(self, request: int, now: float) -> None:
+        """A request is answered: its client's next one is on its way, if there is one."""
+        ...
+
+
+class Arrivals:
+    """Requests of a workload on their way."""
 
     def __init__(self, requests: Requests, policy: Policy) -> None:
         self.at = requests.arrival.astype(float)

@@ -94,10 +94,11 @@ class Sequences:
         self._evict()
 
     def _release(self, requests: list[int]) -> None:
-        for request in requests if self.prefixes is not None else ():
-            self._publish(request, int(self.cached[request]))
-            self.used -= self.prefixes.release(request) * self.block  # type: ignore[union-attr]
-            self.shared[request] = 0.0
+        if self.prefixes is not None:
+            for request in requests:
+                self._publish(request, int(self.cached[request]))
+                self.used -= self.prefixes.release(request) * self.block
+                self.shared[request] = 0.0
         self.used -= float(self.held[requests].sum())
         self.tokens -= int(self.cached[requests].sum())
         self.held[requests] = 0.0

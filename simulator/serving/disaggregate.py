@@ -125,7 +125,7 @@ class DecodeMember(Member):
                 source.hand_over(request)
             self.waited[request] = self.simulation.now - self.waited[request]
             self._ready(request, self.simulation.now)
-            self.arrivals.push(request, self.simulation.now)  # type: ignore[attr-defined]
+            self.inbox.push(request, self.simulation.now)
             self.look()
 
         if not way.path:

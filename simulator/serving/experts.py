@@ -9,6 +9,7 @@ import numpy as np
 
 from simulator.cost import Cost, CostModel
 from simulator.graph import Block, Collective, ModelGraph, Numerics, Partition, Shape, Work, build
+from simulator.graph.work import CollectiveKind
 from simulator.serving.layout import Layout, busiest_place
 from simulator.serving.workload import Floats
 from simulator.specs import Model, Span
@@ -110,8 +111,8 @@ class Experts:
         graph = self.graph(1.0)
         return zip(graph.blocks, graph.counts, strict=True)
 
-    def _collective(self, kind: str, span: Span, size: Floats) -> Cost:
-        return self.cost.price(Collective(kind, "expert", size), span)  # type: ignore[arg-type]
+    def _collective(self, kind: CollectiveKind, span: Span, size: Floats) -> Cost:
+        return self.cost.price(Collective(kind, "expert", size), span)
 
 
 def cut(graph: ModelGraph, layers: range) -> ModelGraph:

@@ -38,14 +38,12 @@ class Machine:
 
 
 class Inbox:
-    """Requests that a member has been given; stands in for :class:`~simulator.serving.arrivals.Arrivals`."""
-
-    brings = True
+    """Requests that a member has been given."""
 
     def __init__(self, at: Floats, answered: Callable[[int, float], None]) -> None:
-        self.at, self.answer = at, answered
+        self.at, self.brings, self.next = at, True, np.inf
+        self._answered = answered
         self._queue: deque[tuple[float, int]] = deque()
-        self.next = np.inf
 
     def push(self, request: int, now: float) -> None:
         """Put a request in."""
@@ -59,6 +57,10 @@ class Inbox:
             came.append(self._queue.popleft()[1])
             self.next = self._queue[0][0] if self._queue else np.inf
         return came
+
+    def answer(self, request: int, now: float) -> None:
+        """A request is answered: whoever gave it is told."""
+        self._answered(request, now)
 
 
 class Member(Replica):
@@ -107,7 +109,7 @@ class Member(Replica):
         super().__init__(
             requests, policy, cache, pricer, ("", cache.capacity), {}, one_by_one, prefixes, lower, swap
         )
-        self.arrivals = Inbox(arrived, self._answer)  # type: ignore[assignment]
+        self.arrivals = self.inbox = Inbox(arrived, self._answer)
         self.outstanding = self.outstanding_tokens = 0
         self._most = self.longest_run
         self._working = self._returning = False
@@ -129,7 +131,7 @@ class Member(Replica):
         """A request comes to this member now; it takes note when it is told to look."""
         self.outstanding += 1
         self.outstanding_tokens += int(self.requests.prompt[request])
-        self.arrivals.push(request, self.simulation.now)  # type: ignore[attr-defined]
+        self.inbox.push(request, self.simulation.now)
 
     def look(self) -> None:
         """Somebody may have come: start working, or let them in as soon as a replica that saw them coming would."""

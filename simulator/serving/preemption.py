@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 
-from simulator.serving.arrivals import Arrivals
+from simulator.serving.arrivals import Arrivals, Incoming
 from simulator.serving.blocks import Sequences
 from simulator.serving.kv_cache import KVCache
 from simulator.serving.policies import Key, Line, Policy
@@ -26,7 +26,7 @@ class Preemption(Sequences):
         swap: Tier | None,
     ) -> None:
         super().__init__(requests, policy, cache, prefixes, lower, swap)
-        self.arrivals = Arrivals(requests, policy)
+        self.arrivals: Incoming = Arrivals(requests, policy)
         self.line = Line(None if policy.order == "fcfs" else self._key)
         self.preemptions = 0
 
