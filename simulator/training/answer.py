@@ -15,10 +15,11 @@ from simulator.engine import Timeline
 from simulator.graph import Attention, Matmul, Shape, Work, build, dropped_share
 from simulator.specs import Operations, OperatorClass, Span, TrainingStrategy
 from simulator.strategy import Bottleneck, Holding, MemoryUse, Metric, Outcome, Setup, constants_used
-from simulator.training.lower import GATHER, REDUCTION, Lowered, Replica
+from simulator.training.lower import Lowered, Replica
 from simulator.training.passes import EXCHANGE
 from simulator.training.reliability import reliability
 from simulator.training.replay import stage_allocation
+from simulator.training.replica_link import GATHER, REDUCTION
 from simulator.training.states import checkpoint_bytes
 from simulator.training.work import StageWork
 

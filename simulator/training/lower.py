@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from simulator.engine import Program
-from simulator.graph import Numeric
+from simulator.training.pass_memory import PassMemory, Ran
 from simulator.training.passes import ChunkPass, OperatorPass, paired_seconds
+from simulator.training.replica_link import ReplicaLink
 from simulator.training.schedules import Order, Part, Pipeline, in_flight
 from simulator.training.work import LayerMessages, Message, StageWork
 
-BOUNDARY, GATHER, REDUCTION = "stage boundary", "parameter gather", "gradient reduction"
-"""Tags of transfers."""
-Ran = tuple[int, int]
-"""First and last task of a pass, or of one layer of it."""
+BOUNDARY = "stage boundary"
+"""Tag of transfers between stages."""
 
 
 @dataclass
@@ -104,13 +103,13 @@ class _Lowering:
             pair: program.stream(f"{label}stage {pair[0]} sends to {pair[1]}") for pair in self.boundaries
         }
         self.replicas = [
-            _Replicas(program, f"{label}stage {index}", stage) for index, stage in enumerate(self.stages)
+            ReplicaLink(program, f"{label}stage {index}", stage) for index, stage in enumerate(self.stages)
         ]
         self.finals = [_finals(stage) for stage in self.stages]
         self.alone = in_flight(self.table.orders[0]) == 1
         self.position = [0] * len(self.stages)
         self.arrived: dict[tuple[bool, int, int, int], int] = {}
-        self.forward_ran: dict[tuple[int, int, int], list[Ran]] = {}
+        self.memory = PassMemory(program, self.memories, several=self.table.chunks > 1)
         self.computed: list[list[int]] = [[] for _ in self.stages]
         self.held: dict[tuple[int, int, int, int], int] = {}
         self.sent: list[list[list[int]]] = [[] for _ in self.stages]
@@ -167,7 +166,11 @@ class _Lowering:
         if len(rows) == 2:
             chunks = [work.chunk(row.chunk, row.micro_batch) for row in rows]
             both = [(chunk, row.part) for chunk, row in zip(chunks, rows, strict=True)]
-            seconds = paired_seconds(both, work.communication.occupancy)
+            seconds = paired_seconds(
+                sum(chunk.seconds(part) for chunk, part in both),
+                sum(chunk.exchange(part) for chunk, part in both),
+                work.communication.occupancy,
+            )
             task = self.program.compute(
                 self.streams[stage], seconds, after=after, tag="pair", name=" with ".join(labels)
             )
@@ -175,8 +178,8 @@ class _Lowering:
         else:
             tasks = [self._pass(stage, rows[0], labels[0], after)]
         found = []
-        for row, label, own in zip(rows, labels, tasks, strict=True):
-            self._memory(stage, row, label, own)
+        for row, own in zip(rows, tasks, strict=True):
+            self.memory.passed(stage, row, work.chunk(row.chunk, row.micro_batch), own)
             self.last_pass[stage] = own[-1][1]
             found += self._send(stage, row, own[-1][1])
         return found
@@ -345,58 +348,7 @@ class _Lowering:
                 name="gradients of a layer",
             )
 
-    # --- memory and messages ------------------------------------------------------------------------------------------
-
-    def _memory(self, stage: int, row: Order, label: str, tasks: list[Ran]) -> None:
-        """Allocate what a forward pass saves when its last use is known, and what a pass needs while it runs."""
-        chunk = self.stages[stage].chunk(row.chunk, row.micro_batch)
-        key = (stage, row.chunk, row.micro_batch)
-        parts = [chunk.layers[i].memory for i in chunk.order(row.part)] if len(tasks) > 1 else [chunk.memory]
-        if row.part == "forward":
-            self.forward_ran[key] = tasks
-            for part, ran in zip(parts, tasks, strict=True):
-                self._working(stage, part.forward_peak, "forward pass", part.forward_holders, ran)
-            return
-        started = self._started(key, row, chunk, tasks)
-        name = f"activations {row.micro_batch}" + (
-            f".{row.chunk}" if len(self.stages[stage].chunks) > 1 else ""
-        )
-        for part, ran, start in zip(parts, tasks, started, strict=True):
-            if row.part == "weight-gradient":
-                self._hold(stage, part.between, f"{name}, for weight gradients", start, ran)
-                continue
-            later = part.between if row.part == "input-gradient" else 0.0
-            if len(tasks) > 1 and not later:
-                for tensor, size in part.by_tensor.items():
-                    self._hold(stage, size, f"{name}, {tensor}", start, ran)
-            else:
-                self._hold(stage, max(0.0, float(part.saved - later)), name, start, ran)
-            self._working(stage, part.backward_peak, "backward pass", part.backward_holders, ran)
-
-    def _started(
-        self, key: tuple[int, int, int], row: Order, chunk: ChunkPass, tasks: list[Ran]
-    ) -> list[int]:
-        """Return the tasks whose starts have saved what a backward pass needs: of each layer, or of all."""
-        forward = self.forward_ran[key] if row.part == "input-gradient" else self.forward_ran.pop(key)
-        if len(tasks) == 1 or len(forward) == 1:
-            return [forward[0][0]] * len(tasks)
-        return [forward[layer][0] for layer in chunk.order(row.part)]
-
-    def _hold(self, stage: int, size: Numeric, name: str, start: int, ran: Ran) -> None:
-        if float(size):
-            self.program.allocate(
-                self.memories[stage], float(size), "activations", at=start, until=[ran[1]], name=name
-            )
-
-    def _working(
-        self, stage: int, size: Numeric, name: str, holders: Mapping[str, Numeric], ran: Ran
-    ) -> None:
-        if float(size):
-            largest = next(iter(holders), "")
-            self.program.allocate(
-                self.memories[stage], float(size), "working memory", at=ran[0], until=[ran[1]],
-                name=f"{name}: {largest}" if largest else name,
-            )  # fmt: skip
+    # --- between stages, and the end ----------------------------------------------------------------------------------
 
     def _send(self, stage: int, row: Order, task: int) -> list[int]:
         """Pass the result on to the stage that needs it; returns that stage."""
@@ -433,41 +385,6 @@ class _Lowering:
             )
             self.out.optimizer.append(step)
             self.out.gathers.append([replicas.gather(message, [step]) for message in work.gather])
-
-
-class _Replicas:
-    """The link of a stage to its replicas, and the two streams that its collectives queue on."""
-
-    def __init__(self, program: Program, name: str, work: StageWork) -> None:
-        self.program = program
-        messages = [*work.reduction, *work.gather]
-        for chunk in work.messages:
-            for layer in chunk:
-                messages += [*layer.gather, *layer.reduce, *layer.replicate]
-        if messages:
-            self.link = program.link(f"{name} data-parallel", max(m.bandwidth for m in messages))
-            self.gathering = program.stream(f"{name} gather")
-            self.reducing = program.stream(f"{name} reduction")
-        self.reductions: list[int] = []
-
-    def gather(self, message: Message, after: list[int]) -> int:
-        return self.program.transfer(
-            [self.link], message.size, after=after, latency=message.latency, max_rate=message.rate,
-            stream=self.gathering, tag=GATHER, name="parameters",
-        )  # fmt: skip
-
-    def reduce(self, message: Message, after: list[int]) -> int:
-        task = self.program.transfer(
-            [self.link], message.size, after=after, latency=message.latency, max_rate=message.rate,
-            stream=self.reducing, tag=REDUCTION, name="gradients",
-        )  # fmt: skip
-        self.reductions.append(task)
-        return task
-
-    def take(self) -> list[int]:
-        """Return the reductions since the last call."""
-        found, self.reductions = self.reductions, []
-        return found
 
 
 def _finals(stage: StageWork) -> dict[int, Order]:

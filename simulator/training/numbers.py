@@ -13,7 +13,7 @@ from simulator.graph import Numeric
 from simulator.training.dependencies import period_of
 from simulator.training.layer_walk import Floats
 from simulator.training.liveness import Liveness, chain
-from simulator.training.passes import EXCHANGE, LayerPass
+from simulator.training.passes import EXCHANGE, LayerPass, paired_seconds
 from simulator.training.schedules import Part, Schedule, pipeline
 
 
@@ -96,10 +96,10 @@ class ChunkNumbers:
 
 
 def paired(forward: ChunkNumbers, backward: ChunkNumbers, occupancy: float) -> Floats:
-    """Return the seconds of a forward and a backward pass that run together, as :func:`.passes.paired_seconds` does."""
+    """Return the seconds of a forward and a backward pass that run together."""
     exchange = forward.exchange["forward"] + backward.exchange["backward"]
-    rest = forward.seconds("forward") + backward.seconds("backward") - exchange
-    return np.asarray(rest + np.maximum(exchange - rest, occupancy * exchange))
+    seconds = forward.seconds("forward") + backward.seconds("backward")
+    return np.asarray(paired_seconds(seconds, exchange, occupancy))
 
 
 @dataclass(frozen=True, slots=True)

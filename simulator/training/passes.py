@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from simulator.cost import Breakdown, CostModel, Overlap
 from simulator.cost.codec import codec_times
-from simulator.graph import Axis, Block, Collective, Elementwise, ModelGraph, Operator, Route, Work
+from simulator.cost.numeric import larger
+from simulator.graph import Axis, Block, Collective, Elementwise, ModelGraph, Numeric, Operator, Route, Work
 from simulator.specs import Span, TrainingStrategy
 from simulator.specs.trainable_spec import Codec
 from simulator.training.liveness import Liveness, chain, liveness
@@ -129,21 +130,31 @@ class ChunkPass:
         """Seconds of a pass [s]."""
         return float(self.times[part].time)
 
+    def exchange(self, part: Part) -> float:
+        """Seconds of a pass that are bound by exchanges with experts [s]."""
+        return float(self.times[part].by_bound.get(EXCHANGE, 0.0))
+
     @cached_property
     def memory(self) -> Liveness:
         """What one micro-batch keeps in the chunk, and needs beyond at the fullest moments of its passes."""
         return chain(layer.memory for layer in self.layers)
 
 
-def paired_seconds(passes: Sequence[tuple[ChunkPass, Part]], occupancy: float) -> float:
+def paired_seconds(seconds: Numeric, exchange: Numeric, occupancy: float) -> Any:
     """Return the seconds of passes that run together: expert exchanges of each beside the rest of the others.
 
     DeepSeek-AI 2024 (arXiv:2412.19437), section 3.2.1. The exchanges' kernels take the share ``occupancy`` of the units.
+
+    Parameters
+    ----------
+    seconds : number or array
+        Of the passes one after the other [s].
+    exchange : number or array
+        Of these, the expert exchanges [s].
+    occupancy : float
     """
-    together = _sum([chunk.times[part] for chunk, part in passes])
-    exchange = float(together.by_bound.get(EXCHANGE, 0.0))
-    rest = float(together.time) - exchange
-    return rest + max(exchange - rest, occupancy * exchange)
+    rest = seconds - exchange
+    return rest + larger(exchange - rest, occupancy * exchange)
 
 
 def issue(strategy: TrainingStrategy) -> Issue:

@@ -106,7 +106,7 @@ def test_no_split_is_better(seed: int, stages: int, layers: int, micro_batches: 
     ("arguments", "options", "message"),
     [
         ((even([1, 1], 8), even([1, 1], 7), 1e9), {}, r"need one shape .*\(2, 8\) and \(2, 7\)"),
-        ((even([1, 1], 8), even([5, 5], 8), [10, 20]), {}, "all stages together lack 10 B"),
+        ((even([1, 1], 8), even([5, 5], 8), [10, 20]), {}, "all stages together lack 10.0 B"),
         ((even([1, 1], 2), even([5, 5], 2), [4, 20]), {}, "no whole layer's room"),
         ((even([1, 1], 3), even([1, 1], 3), 1e9), {"chunks": 2}, "3 layers are fewer than 2 stages of 2"),
         (([[1, 2, 1, 1]], [[1, 1, 1, 1]], 1e9), {"chunks": 2}, "layers that differ"),
