@@ -23,7 +23,7 @@ from simulator.graph import (
     Work,
     build,
 )
-from simulator.graph.build import LOGIT_BYTES
+from simulator.graph.head import LOGIT_BYTES
 from simulator.graph.work import CollectiveKind
 from simulator.serving.plan import ReplicaPlan
 from simulator.serving.plan import make_plan as serving_plan

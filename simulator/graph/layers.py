@@ -21,6 +21,7 @@ from simulator.graph.quantise import (
     weight_width,
 )
 from simulator.graph.work import Collective, CollectiveKind, Elementwise, Matmul, Numeric, Work
+from simulator.specs.model import Model
 
 MASK_BYTES = 1.0
 """A dropout mask takes one byte an element (Korthikanti et al. 2022, section 4.1)."""
@@ -314,3 +315,8 @@ def mlp(
         b, f"{prefix}.down", active, target, intermediate, b.hidden,
         parallel="row", parts={"down_proj": b.hidden}, bias=bias,
     )  # fmt: skip
+
+
+def norm_has_bias(model: Model) -> bool:
+    """Whether norms carry a bias: layer norms do unless the model says no, RMS norms do not."""
+    return model.normalization == "layernorm" if model.norm_bias is None else model.norm_bias

@@ -19,8 +19,8 @@ import numpy as np
 from simulator.cost import CostModel
 from simulator.graph import Elementwise, Matmul, ModelGraph, Work
 from simulator.graph.graph import Matrix
+from simulator.serving.accounts import FETCH, SIZE
 from simulator.serving.extras import as_steps, charge
-from simulator.serving.step_time import FETCH, SIZE
 from simulator.serving.tiers import Tier
 from simulator.serving.workload import Floats, Integers
 from simulator.specs import MemroofError, Model

@@ -13,8 +13,8 @@ import numpy as np
 
 from simulator.cost import CostModel
 from simulator.graph import Collective, Numerics, Partition, Shape, Work, build
+from simulator.serving.accounts import SIZE
 from simulator.serving.extras import charge
-from simulator.serving.step_time import SIZE
 from simulator.serving.workload import Floats, Integers, Requests
 from simulator.specs import Model
 from simulator.specs.serving_techniques import SmallModel

@@ -9,8 +9,9 @@ import numpy as np
 
 from simulator.cost import BOUNDS, Cost, CostModel
 from simulator.graph import ModelGraph, Work
+from simulator.serving.accounts import FLOPS, SIZE, TRAFFIC, Account
 from simulator.serving.iteration import Steps
-from simulator.serving.step_time import FLOPS, SIZE, TRAFFIC, Account, StepPricer
+from simulator.serving.step_time import StepPricer
 from simulator.serving.workload import Floats, Integers
 from simulator.specs import OPERATOR_CLASSES
 

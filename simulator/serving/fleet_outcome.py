@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from simulator.cost import relative_error
+from simulator.serving.accounts import SIZE
 from simulator.serving.fleet import FleetServed, PoolPlan, serve_fleet
 from simulator.serving.fleet_plan import FleetPlan, make_fleet
 from simulator.serving.metrics import (
@@ -22,7 +23,6 @@ from simulator.serving.metrics import (
     throughput_metrics,
 )
 from simulator.serving.simulate import SOURCES, class_spreads, headline, unfit
-from simulator.serving.step_time import SIZE
 from simulator.serving.workload import Floats
 from simulator.specs import OperatorClass, ServingScenario
 from simulator.specs.serving_fleet import Fleet

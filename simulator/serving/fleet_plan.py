@@ -9,11 +9,11 @@ import numpy as np
 from simulator.cost import CostModel
 from simulator.cost.grouped import FILL
 from simulator.graph import Partition, Shape, build
+from simulator.serving.accounts import TRAFFIC
 from simulator.serving.fleet import HandOver, PoolPlan, Role
 from simulator.serving.layout import make_layout
 from simulator.serving.plan import ReplicaPlan, check, check_lengths, plan_replica
 from simulator.serving.router import Router
-from simulator.serving.step_time import TRAFFIC
 from simulator.serving.workload import Requests, draw_requests
 from simulator.specs import MemroofError, ServingScenario
 from simulator.specs.serving_fleet import Fleet, Pool

@@ -9,9 +9,9 @@ import numpy as np
 
 from simulator.cost import CostModel
 from simulator.graph import Elementwise, Numerics, Work
+from simulator.serving.accounts import FETCH
 from simulator.serving.extras import charge, charge_steps
 from simulator.serving.kv_compression import accumulated, rematerialized
-from simulator.serving.step_time import FETCH
 from simulator.serving.tiers import Tier
 from simulator.serving.workload import Floats, Integers
 from simulator.specs import Model

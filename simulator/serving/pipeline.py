@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from simulator.graph import Collective, ModelGraph
+from simulator.serving.accounts import BUBBLE, LINK, Account
 from simulator.serving.iteration import Steps
-from simulator.serving.step_time import BUBBLE, LINK, Account, StepPricer
+from simulator.serving.step_time import StepPricer
 from simulator.serving.workload import Floats, Integers
 from simulator.specs import OPERATOR_CLASSES
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from simulator.cost import peak_flops, relative_error
 from simulator.graph import Shape, build
+from simulator.serving.accounts import Account
 from simulator.serving.cache_metrics import cache_metrics, class_metrics
 from simulator.serving.metrics import (
     ITERATION_SPREAD,
@@ -22,7 +23,6 @@ from simulator.serving.metrics import (
 )
 from simulator.serving.plan import ReplicaPlan, make_plan
 from simulator.serving.scheduler import Served, serve
-from simulator.serving.step_time import Account
 from simulator.serving.techniques import technique_lines
 from simulator.serving.workload import Requests
 from simulator.specs import OperatorClass, ServingScenario, Span

@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from simulator.graph import Matmul, ModelGraph
+from simulator.serving.accounts import FLOPS, TRAFFIC, Account
 from simulator.serving.extras import ExtendedPricer, charge
 from simulator.serving.iteration import Steps
-from simulator.serving.step_time import FLOPS, TRAFFIC, Account, StepPricer
+from simulator.serving.step_time import StepPricer
 from simulator.serving.workload import Floats, Integers
 from simulator.specs.serving_techniques import Speculation
 

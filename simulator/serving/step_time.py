@@ -11,14 +11,14 @@ of tokens; what runs eagerly takes no less than the host needs to issue its oper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from simulator.cost import BOUNDS, Cost, CostModel
+from simulator.cost import BOUNDS, CostModel
 from simulator.graph import (
     Attention,
     Block,
@@ -26,7 +26,6 @@ from simulator.graph import (
     Elementwise,
     Matmul,
     ModelGraph,
-    Numeric,
     Numerics,
     Operator,
     Partition,
@@ -34,7 +33,24 @@ from simulator.graph import (
     Work,
     build,
 )
-from simulator.graph.build import LOGIT_BYTES
+from simulator.graph.head import LOGIT_BYTES
+from simulator.serving.accounts import (
+    BUBBLE,
+    EXCHANGE,
+    FETCH,
+    FLOPS,
+    HOST,
+    PAGE,
+    SIZE,
+    TRAFFIC,
+    Account,
+    Charges,
+    PageTable,
+    charge_one,
+    charge_page,
+    charges,
+)
+from simulator.serving.attention_work import attentions, sized, slopes, together
 from simulator.serving.experts import EXCHANGE_UNITS, ROUTED, Experts, cut
 from simulator.serving.iteration import Steps
 from simulator.serving.kv_compression import CacheChange
@@ -45,40 +61,8 @@ from simulator.specs import OPERATOR_CLASSES, Model, OperatorClass, Span
 from simulator.strategy import Bottleneck
 
 ReduceKernel = Literal["library", "pull", "push"]
-Charges = tuple[tuple[int, Floats], ...]
-"""Seconds (or FLOPs, bytes) of each iteration by place in an account."""
-
 ACTIVATION_BYTES = {"fp8": 1.0, "int8": 1.0, "fp4": 0.5625}
 """Bytes of a quantised input element, with the scales of 16 elements in NVFP4."""
-PAGE = 512
-"""Token counts that are priced in one pass."""
-FLOPS = len(OPERATOR_CLASSES) * len(BOUNDS)
-"""Place of FLOPs in an account, after the seconds by operator class and bound; memory traffic comes next."""
-TRAFFIC = FLOPS + 1
-BUBBLE = TRAFFIC + 1
-"""Seconds that a stage waits for others."""
-HOST = OPERATOR_CLASSES.index("host") * len(BOUNDS) + BOUNDS.index("latency")
-LINK = BOUNDS.index("link")
-EXCHANGE = OPERATOR_CLASSES.index("expert-exchange") * len(BOUNDS) + LINK
-FETCH = OPERATOR_CLASSES.index("transfer") * len(BOUNDS) + LINK
-"""Place of copies from DRAM that an iteration waits for."""
-SIZE = BUBBLE + 1
-"""Places of an account."""
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Seconds of a run by operator class and by what binds, FLOPs and bytes of memory traffic of one GPU."""
-
-    by_class: dict[OperatorClass, float]
-    by_bottleneck: dict[Bottleneck, float]
-    flops: float
-    traffic: float
-
-    @property
-    def seconds(self) -> float:
-        """All of it [s]."""
-        return sum(self.by_class.values())
 
 
 class StepPricer:
@@ -145,15 +129,17 @@ class StepPricer:
         self.experts = Experts(model, numerics, self.layout, cost, self.layers) if self.layout.apart else None
         prefill, decode = self._graph(Shape(1, 2, 2, "prefill")), self._graph(Shape(1, 1, 3, "decode"))
         self._shared = _names(prefill) & _names(decode)
-        self._prefill_attention, self._decode_attention = _attentions(prefill), _attentions(decode)
-        self._decode_slopes = {attention: _slopes(attention) for attention in self._decode_attention}
-        self._tokens = _Table(lambda n: self._priced(self._layers("prefill", n, True)))
-        self._heads = _Table(lambda n: self._priced(self._head(n)))
-        self._prefill_only = _Table(lambda n: self._priced(self._layers("prefill", n, False)))
-        self._decode_only = _Table(lambda n: self._priced(self._layers("decode", n, False)))
-        self._routed = _Table(lambda n: self._priced(self._experts_of(n)))
-        self._sent = _Table(lambda n: self._exchanged(n, low_latency=self.layout.exchange == "low-latency"))
-        self._sent_low = _Table(lambda n: self._exchanged(n, low_latency=True))
+        self._prefill_attention, self._decode_attention = attentions(prefill), attentions(decode)
+        self._decode_slopes = {attention: slopes(attention) for attention in self._decode_attention}
+        self._tokens = PageTable(lambda n: self._priced(self._layers("prefill", n, True)))
+        self._heads = PageTable(lambda n: self._priced(self._head(n)))
+        self._prefill_only = PageTable(lambda n: self._priced(self._layers("prefill", n, False)))
+        self._decode_only = PageTable(lambda n: self._priced(self._layers("decode", n, False)))
+        self._routed = PageTable(lambda n: self._priced(self._experts_of(n)))
+        self._sent = PageTable(
+            lambda n: self._exchanged(n, low_latency=self.layout.exchange == "low-latency")
+        )
+        self._sent_low = PageTable(lambda n: self._exchanged(n, low_latency=True))
         self._nothing = np.zeros(SIZE)
         self._expands = bool(_names(prefill) - self._shared)
         self._absorbs = bool(_names(decode) - self._shared)
@@ -201,13 +187,13 @@ class StepPricer:
     def _charge_attention(self, fixed: Floats, new: Integers, keys: Integers, contexts: Integers) -> None:
         batch = len(contexts)
         for attention, count in self._prefill_attention.items() if len(new) else ():
-            work = _together(attention, new, keys)
-            _charge_one(fixed, self.cost.price(work), count)
+            work = together(attention, new, keys)
+            charge_one(fixed, self.cost.price(work), count)
             fixed[FLOPS] += work.flops * count
             fixed[TRAFFIC] += work.bytes * count
         for attention, count in self._decode_attention.items() if batch else ():
             seen = float(np.minimum(contexts + 1, attention.window).mean())
-            _charge_one(fixed, self.cost.price(_sized(attention, batch, 1, seen)), count)
+            charge_one(fixed, self.cost.price(sized(attention, batch, 1, seen)), count)
             for place, offset, slope in self._decode_slopes[attention]:
                 fixed[place] += (batch * count) * (offset + slope * seen)
 
@@ -340,16 +326,16 @@ class StepPricer:
         batch = len(contexts)
         grown = np.arange(float(queries), steps + float(queries))
         mean = (float(contexts.sum()) + batch * grown) / batch
-        charges: list[tuple[int, Floats]] = []
+        found: list[tuple[int, Floats]] = []
         for attention, count in self._decode_attention.items():
             keys: Floats = mean
             if np.isfinite(attention.window) and contexts.max() + steps + queries - 1 > attention.window:
                 keys = np.minimum(contexts[:, None] + grown, attention.window).mean(axis=0)
-            charges += _charges(self.cost.price(_sized(attention, batch, queries, keys)), count, steps)
-            slopes = self._decode_slopes[attention] if queries == 1 else _slopes(attention, queries)
-            for place, offset, slope in slopes:
-                charges.append((place, (batch * count) * (offset + slope * keys)))
-        return charges
+            found += charges(self.cost.price(sized(attention, batch, queries, keys)), count, steps)
+            lines = self._decode_slopes[attention] if queries == 1 else slopes(attention, queries)
+            for place, offset, slope in lines:
+                found.append((place, (batch * count) * (offset + slope * keys)))
+        return found
 
     def _graph(self, shape: Shape) -> ModelGraph:
         graph = build(self.model, shape, self.partition, self.numerics)
@@ -428,9 +414,9 @@ class StepPricer:
             if isinstance(work, Collective):
                 if work.axis == "tensor" and self.span.size > 1:
                     work = replace(work, kernel=self.all_reduce)
-                    _charge_page(table, self.cost.price(work, self.span), 0.0, 0.0, count)
+                    charge_page(table, self.cost.price(work, self.span), 0.0, 0.0, count)
             else:
-                _charge_page(table, self.cost.price(work), work.flops, work.bytes, count)
+                charge_page(table, self.cost.price(work), work.flops, work.bytes, count)
         return table
 
 
@@ -444,25 +430,6 @@ def _narrowed(work: Work) -> Work:
     return work
 
 
-class _Table:
-    """Rows of accounts by token count, priced a page at a time when first asked for."""
-
-    def __init__(self, price: Callable[[Floats], Floats]) -> None:
-        self._price = price
-        self._pages: dict[int, Floats] = {}
-
-    def __getitem__(self, count: int) -> Floats:
-        page, row = divmod(count, PAGE)
-        if page not in self._pages:
-            numbers = np.arange(page * PAGE, (page + 1) * PAGE, dtype=float)
-            table = self._price(np.maximum(numbers, 1.0))
-            if not page:
-                table[0] = 0.0
-            self._pages[page] = table
-        prices: Floats = self._pages[page][row]
-        return prices
-
-
 def _half_of(new: Integers, cached: Integers) -> tuple[Integers, Integers]:
     """Return the larger half of prompt pieces; a single piece is cut in the middle, and its later half sees the most."""
     if len(new) != 1:
@@ -472,82 +439,6 @@ def _half_of(new: Integers, cached: Integers) -> tuple[Integers, Integers]:
 
 def _names(graph: ModelGraph) -> set[str]:
     return {op.name for block in (graph.embedding, *graph.blocks) for op in block.operators}
-
-
-def _attentions(graph: ModelGraph) -> dict[Attention, int]:
-    found: dict[Attention, int] = {}
-    for block, count in zip(graph.blocks, graph.counts, strict=True):
-        for work in block.works():
-            if isinstance(work, Attention):
-                found[work] = found.get(work, 0) + count
-    return found
-
-
-def _together(attention: Attention, new: Integers, keys: Integers) -> Attention:
-    """Prompt pieces of several sequences as one kernel: as many equal pieces with the same query-key pairs in all."""
-    count = len(new)
-    if count == 1:
-        return _sized(attention, 1, int(new[0]), int(keys[0]))
-    queries, reach = float(new.mean()), float(keys.mean())
-    if not np.isfinite(attention.window):
-        pairs = float(np.mean(new * (keys - new) + new * (new + 1) / 2.0))
-        reach = pairs / queries + (queries - 1.0) / 2.0
-    return _sized(attention, count, queries, reach)
-
-
-def _sized(a: Attention, batch: Numeric, queries: Numeric, keys: Numeric) -> Attention:
-    # several times as fast as dataclasses.replace, and called for each iteration
-    return Attention(
-        batch, a.heads, a.kv_heads, queries, keys, a.qk_dim, a.v_dim, a.kv_width, a.causal, a.window, a.decode,
-        a.backward, a.format, a.kv_bytes, a.activation_bytes, a.stores,
-    )  # fmt: skip
-
-
-def _slopes(attention: Attention, queries: int = 1) -> tuple[tuple[int, float, float], ...]:
-    """FLOPs and bytes of a decode's queries as lines over the positions that they see: (place, offset, slope)."""
-    one, two = (_sized(attention, 1, queries, float(queries + keys)) for keys in (0, 1))
-    points = ((FLOPS, float(one.flops), float(two.flops)), (TRAFFIC, float(one.bytes), float(two.bytes)))
-    return tuple(
-        (place, first - queries * (second - first), second - first) for place, first, second in points
-    )
-
-
-def _charge_one(account: Floats, cost: Cost, count: int) -> None:
-    parts = (cost.compute, cost.memory, cost.link, cost.latency)
-    account[_place(cost) + parts.index(max(parts))] += cost.time * count
-
-
-def _charge_page(table: Floats, cost: Cost, flops: Numeric, traffic: Numeric, count: int) -> None:
-    rows = len(table)
-    table[np.arange(rows), _place(cost) + _bound(cost, rows)] += cost.time * count
-    table[:, FLOPS] += flops * count
-    table[:, TRAFFIC] += traffic * count
-
-
-def _charges(cost: Cost, count: int, steps: int) -> list[tuple[int, Floats]]:
-    time = np.full(steps, cost.time) if np.ndim(cost.time) == 0 else np.asarray(cost.time)
-    time = time * count
-    bound = _bound(cost, steps)
-    first = int(bound[0])
-    if (bound == first).all():
-        return [(_place(cost) + first, time)]
-    return [(_place(cost) + i, np.where(bound == i, time, 0.0)) for i in np.unique(bound).tolist()]
-
-
-def _place(cost: Cost) -> int:
-    return OPERATOR_CLASSES.index(cost.operator_class) * len(BOUNDS)
-
-
-def _bound(cost: Cost, rows: int) -> Integers:
-    """Index of the longest part, row by row; the first of them where they are equal."""
-    longest: Any = cost.compute
-    index = np.zeros(rows, np.int64)
-    for place, part in enumerate((cost.memory, cost.link, cost.latency), start=1):
-        if isinstance(part, np.ndarray) or part > 0.0:
-            above = part > longest
-            index = np.where(above, place, index)
-            longest = np.where(above, part, longest)
-    return index
 
 
 def _alive(block: Block) -> float:

@@ -8,7 +8,8 @@ from serving_cases import LLAMA_8B, LLAMA_70B, make_setup, small
 
 from simulator.graph import Attention, Collective, Matmul, Numerics, Partition, Shape, build
 from simulator.serving import StepPricer, make_plan
-from simulator.serving.step_time import FLOPS, TRAFFIC, _narrowed
+from simulator.serving.accounts import FLOPS, TRAFFIC
+from simulator.serving.step_time import _narrowed
 from simulator.specs import OPERATOR_CLASSES
 
 HOST = 1e-3

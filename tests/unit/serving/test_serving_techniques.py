@@ -7,11 +7,11 @@ from serving_cases import LLAMA_8B, make_setup, small
 
 from simulator.graph import Numerics
 from simulator.serving import make_plan, simulate
+from simulator.serving.accounts import FETCH, FLOPS
 from simulator.serving.adapters import distinct, expert_variants, hit_rate, popularity
 from simulator.serving.encoders import EncoderPass, beside, compressed
 from simulator.serving.extras import ExtendedPricer
 from simulator.serving.kv_compression import cached_width, rematerialized
-from simulator.serving.step_time import FETCH, FLOPS
 from simulator.serving.workload import Requests
 from simulator.specs import Catalog, MemroofError
 from simulator.specs.serving_techniques import ExpertAdapters, SmallModel
