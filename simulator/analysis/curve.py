@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.analysis.capacity import (
-    BEYOND,
-    LIVES,
-    Knob,
-    at_load,
-    knob_of,
-    largest_load,
-    own_load,
-    request_rate,
-    serving,
-)
+from simulator.analysis.capacity import BEYOND, LIVES, largest_load
 from simulator.analysis.money import power, rent
+from simulator.analysis.offered_load import Knob, at_load, knob_of, own_load, request_rate, serving
 from simulator.analysis.result import Result
 from simulator.analysis.run import answer, load
 from simulator.analysis.slo import Goal, attainment, goal_of, judge, sample, tightest

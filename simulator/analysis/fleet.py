@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulator.analysis.capacity import DRAWS, LargestLoad, at_load, largest_load, serving
+from simulator.analysis.capacity import DRAWS, LargestLoad, largest_load
 from simulator.analysis.curve import LoadPoint, load_point
 from simulator.analysis.money import rent
+from simulator.analysis.offered_load import at_load, serving
 from simulator.analysis.run import answer, load
 from simulator.serving.plan import make_plan
 from simulator.specs import Catalog, MemroofError

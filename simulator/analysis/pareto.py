@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.analysis.capacity import serving
 from simulator.analysis.money import rent
+from simulator.analysis.offered_load import serving
 from simulator.analysis.run import answer, load
 from simulator.analysis.slo import attainment, sample
 from simulator.serving.plan import make_plan

@@ -26,6 +26,7 @@ MODULES: tuple[str, ...] = (
     "published",
     "activations",
     "frameworks",
+    "mlperf",
     "fsdp",
     "claims",
     "scenarios",

@@ -19,18 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.analysis import load as load_scenario
-from simulator.analysis.capacity import (
-    LargestLoad,
-    at_load,
-    knob_of,
-    largest_load,
-    largest_rate,
-    own_load,
-    serving,
-)
+from simulator.analysis.capacity import LargestLoad, largest_load, largest_rate
 from simulator.analysis.curve import LoadCurve, load_curve
 from simulator.analysis.distribution import distributions, plot_series, requests_csv, series
 from simulator.analysis.fleet import Fleet, fleet
+from simulator.analysis.offered_load import at_load, knob_of, own_load, serving
 from simulator.analysis.pareto import Pareto, pareto, pareto_front
 from simulator.analysis.run import answer, run
 from simulator.analysis.slo import Goal, Sample, attainment, goal_of, judge, sample, tightest

@@ -11,7 +11,7 @@ import pytest
 from simulator.specs import Catalog, MemroofError, TrainingStrategy
 from simulator.training import simulate
 from simulator.validation.dataset import Loaded, constants_for
-from simulator.validation.datasets import frameworks, fsdp, published, steps
+from simulator.validation.datasets import frameworks, fsdp, mlperf, published, steps
 from simulator.validation.datasets.frameworks import HYBRID
 
 CATALOG = Catalog()
@@ -20,7 +20,11 @@ CATALOG = Catalog()
 def load(name: str, text: str, tmp_path: Path) -> Loaded:
     file = tmp_path / "table.csv"
     file.write_text(text)
-    found = {dataset.name: dataset for module in (frameworks, fsdp, published) for dataset in module.DATASETS}
+    found = {
+        dataset.name: dataset
+        for module in (frameworks, fsdp, mlperf, published)
+        for dataset in module.DATASETS
+    }
     return found[name].load(file, CATALOG)
 
 
@@ -256,7 +260,7 @@ def test_mlperf_layouts_are_searched_and_repeats_averaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[steps.Case] = []
-    monkeypatch.setattr(frameworks, "fastest", lambda cases, catalog: tried.extend(cases) or cases[0])
+    monkeypatch.setattr(mlperf, "fastest", lambda cases, catalog: tried.extend(cases) or cases[0])
     loaded = load("mlperf-training-v4.1/llm_runs.csv#gpt3", RUNS, tmp_path)
     assert loaded.skipped == {
         "another benchmark: a data set of its own": 3, "no time of a step": 1, "repeat, averaged into its first run": 1,
@@ -278,7 +282,7 @@ def test_mlperf_adapters(tmp_path: Path) -> None:
         "system is not in the catalog": 1,
     }  # fmt: skip
     (part,) = loaded.parts
-    case = frameworks._mlperf_case(CATALOG, next(part.frame.itertuples(index=False)))
+    case = mlperf._case(CATALOG, next(part.frame.itertuples(index=False)))
     strategy = case.strategy
     assert case.node == "hgx-h100-4gpu"
     assert strategy.tensor_parallel * strategy.context_parallel == 4
