@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from simulator.specs.errors import MemroofError
 from simulator.specs.hardware import Processor
 
@@ -39,8 +42,9 @@ def peak_flops(device: Processor, format: str, matrix: bool = True) -> float:
     converted on load).
     """
     units = device.compute
-    vector: dict[str, float] = dict(units.vector)  # type: ignore[arg-type]
-    table: dict[str, float] = dict(units.matrix) if matrix and units.matrix else vector  # type: ignore[arg-type]
+    # a format that no device has is looked up too
+    vector: Mapping[Any, float] = units.vector
+    table: Mapping[Any, float] = units.matrix if matrix and units.matrix else vector
     if format in table:
         return table[format]
     if format in WIDE and format in vector:

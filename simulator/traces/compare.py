@@ -149,9 +149,9 @@ def _kernels(trace: Trace, setup: Setup, steps: int, stage: int) -> Comparison:
         grouped[_group_of(kernel, predicted)].append(kernel)
     unmatched = grouped.pop(UNMATCHED, [])
     split = WEIGHT_GRADIENTS in grouped
-    by_group: Counter[str] = Counter()
+    by_group: dict[str, float] = defaultdict(float)
     for operator in predicted:
-        by_group[predicted_group(operator, split_weight_gradients=split)] += operator.total  # type: ignore[assignment]
+        by_group[predicted_group(operator, split_weight_gradients=split)] += operator.total
     all_measured = sum(kernel.duration for kernel in trace.kernels) / steps
     all_predicted = sum(by_group.values())
     classes = group_classes()
@@ -231,11 +231,11 @@ def _by_operator(
             likely = {operator.name for operator, shape in products if shape and _alike(kernel.shape, shape)}
             if len(likely) == 1:  # two operators of one shape cannot be told apart
                 found[likely.pop()].append(kernel)
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     classes: dict[str, str] = {}
     for operator in predicted:
         if operator.name in found and (operator.name in by_name or operator.shape is not None):
-            seconds[operator.name] += operator.total  # type: ignore[assignment]
+            seconds[operator.name] += operator.total
             classes.setdefault(operator.name, operator.operator_class)
     return [(name, classes[name], found[name], seconds[name]) for name in found]
 
@@ -261,10 +261,10 @@ def _sorted(rows: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def _named(kernels: Iterable[Kernel]) -> tuple[Unmatched, ...]:
-    times: Counter[str] = Counter()
+    times: dict[str, float] = defaultdict(float)
     calls: Counter[str] = Counter()
     for kernel in kernels:
-        times[kernel.name] += kernel.duration  # type: ignore[assignment]
+        times[kernel.name] += kernel.duration
         calls[kernel.name] += kernel.count
     ordered = sorted(times.items(), key=lambda item: (-item[1], item[0]))
     return tuple(Unmatched(name, calls[name], time) for name, time in ordered)

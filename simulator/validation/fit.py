@@ -7,7 +7,7 @@ bounds, and the data sets. The result is a calibration file beside the device, w
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ class Constant:
     name: str
     low: float
     high: float
+    scan: int = 0
+    """Points of its range, in equal ratios, from the best of which a search starts: where rows depend on it in part of its
+    range alone, a search from the rest stays there, and one from far off may step over the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +209,10 @@ def _fit(
         start = np.array(
             [given.get(c.name, value) for c, value in zip(fit.constants, inherited, strict=True)], float
         )
+        point = 1.0 + np.log(np.clip(start / low, 1.0001, 0.9999 * high / low))
+        point = _scanned(fit.constants, point, width, lambda at: residuals(at, choice))
         return least_squares(
-            residuals, 1.0 + np.log(np.clip(start / low, 1.0001, 0.9999 * high / low)), bounds=(np.ones(len(low)), 1.0 + width),
+            residuals, point, bounds=(np.ones(len(low)), 1.0 + width),
             loss="soft_l1", f_scale=LOSS_SCALE, diff_step=[0.01], x_scale=0.3, max_nfev=40,
             args=(choice,),
         )  # fmt: skip
@@ -241,6 +246,25 @@ def _fit(
     )  # fmt: skip
     undetermined = tuple((c.section, c.name) for c in fit.constants if (c.section, c.name) not in values)
     return Fitted(fit.operator_class, parts[0][1].device, values, record, _rounded(spread), undetermined)
+
+
+def _scanned(
+    constants: Sequence[Constant],
+    point: FloatArray,
+    width: FloatArray,
+    residuals: Callable[[FloatArray], FloatArray],
+) -> FloatArray:
+    """The point, with each constant that is scanned where the loss is least; as it was where none is better."""
+
+    def loss(at: FloatArray) -> float:
+        return float(np.sum(np.hypot(1.0, residuals(at) / LOSS_SCALE) - 1.0))
+
+    for index, constant in enumerate(constants):
+        if constant.scan:
+            places = 1.0 + width[index] * np.linspace(0.0, 1.0, constant.scan + 2)[1:-1]
+            tried = [point, *(np.where(np.arange(len(point)) == index, place, point) for place in places)]
+            point = tried[int(np.argmin([loss(at) for at in tried]))]
+    return point
 
 
 def _felt(

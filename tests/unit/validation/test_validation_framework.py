@@ -27,7 +27,7 @@ from simulator.validation import (
     write_calibration,
 )
 from simulator.validation.dataset import TableDataSet, held_out, keep, labels, read_table
-from simulator.validation.fit import Fitted, spreads
+from simulator.validation.fit import Fitted, _fit, spreads
 from simulator.validation.score import score_loaded
 
 CATALOG = Catalog()
@@ -231,6 +231,33 @@ def test_a_table_of_few_rows_is_fitted_on_whole_beside_others_of_the_device(tmp_
     assert found.record.held_out == fit_device(DEVICE, [FIT], folder, CATALOG)[0].record.held_out
     with pytest.raises(MemroofError, match="no rows of b200"):
         fit_device("b200", [fit], folder, CATALOG)
+
+
+@pytest.mark.parametrize("scan", [0, 7])
+def test_a_constant_that_rows_feel_in_part_of_its_range_is_found_by_a_scan(scan: int) -> None:
+    """Below 1.1e-12 J nothing depends on the energy of a FLOP; the search starts there, at the class-wide 8e-13 J."""
+    powers = np.linspace(1.0, 2.0, 8)
+
+    def predict(cost: CostModel) -> np.ndarray:
+        return powers * max(1.1e-12, cost.calibration.training.flop_energy)
+
+    frame = pd.DataFrame({"shape": list("abcdefgh"), "line": range(2, 10)})
+    rows = Part(
+        DEVICE,
+        powers * 1.2e-12,
+        predict,
+        frame["shape"].to_numpy(str),
+        frame["line"].to_numpy(),
+        frame,
+        "step",
+    )
+    constant = Constant("training", "flop_energy", 5e-13, 2e-12, scan=scan)
+    processor = CATALOG.processor(DEVICE)
+    base = CostModel(processor, CATALOG.calibration(processor))
+    start = CATALOG.calibration(processor.model_copy(update={"name": "", "architecture": ""}))
+    found = _fit(Fit("step", (constant,), ("x.csv",), "shape"), [("x.csv", rows)], base, start, 0, "")
+    energy = found.values["training", "flop_energy"]
+    assert energy == pytest.approx(1.2e-12, rel=1e-3) if scan else energy == pytest.approx(8e-13)
 
 
 def test_a_device_without_rows_is_named(tmp_path: Path) -> None:
