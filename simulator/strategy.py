@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from simulator.cost import Breakdown, CostModel, class_errors
 from simulator.engine import Timeline
 from simulator.graph import Axis, ModelGraph
-from simulator.specs import Calibration, Hardware, Model, OperatorClass, Scenario, Span
+from simulator.specs import Calibration, Hardware, MemroofError, Model, OperatorClass, Scenario, Span
 
 Bottleneck = Literal[
     "compute", "memory", "tensor-parallel link", "context-parallel link", "expert-parallel link", "network", "host link",
@@ -27,7 +27,8 @@ class Setup:
     """Everything that a strategy works from; no file is read after it is made."""
 
     scenario: Scenario
-    model: Model
+    described: Model | None
+    """The model that the scenario names; None where its work is no model's."""
     hardware: Hardware
     cost: CostModel
     """Of the accelerator, or of the first kind where there are several."""
@@ -37,6 +38,13 @@ class Setup:
     """Of a serving fleet: hardware and cost model of each pool that has its own."""
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """Prices that were worked out, which runs of setups made from this one take over; nothing else is kept here."""
+
+    @property
+    def model(self) -> Model:
+        """The model; raises :class:`MemroofError` where the scenario names none."""
+        if self.described is None:
+            raise MemroofError(f"{self.scenario.name} names no model")
+        return self.described
 
     def cost_on(self, device: str) -> CostModel:
         """Return the cost model of a kind of accelerator."""

@@ -11,7 +11,7 @@ from simulator.analysis import figures
 from simulator.analysis.figures import RooflinePoint
 from simulator.cost import peak_flops
 from simulator.graph import Collective, ModelGraph, Numerics, Partition, Shape, build
-from simulator.specs import MemroofError, OffloadScenario, ServingScenario, TrainingScenario
+from simulator.specs import MemroofError, ServingScenario, TrainingScenario, ZigzagScenario
 from simulator.units import format_quantity
 
 if TYPE_CHECKING:
@@ -86,8 +86,13 @@ def plot_sensitivity(result: Result) -> Figure:
     )
 
 
+def has_roofline(result: Result) -> bool:
+    """Whether one model graph stands for what runs, so that its operators can be drawn."""
+    return isinstance(result.setup.scenario, (TrainingScenario, ServingScenario, ZigzagScenario))
+
+
 def plot_roofline(result: Result) -> Figure:
-    """Draw the operators of one device's share under its roof."""
+    """Draw the operators of one device's share under its roof; MemroofError where :func:`has_roofline` is false."""
     device = result.setup.hardware.devices[0]
     graph, passes = _graph(result)
     peak = float(peak_flops(device, graph.numerics.compute))
@@ -149,13 +154,15 @@ def _graph(result: Result) -> tuple[ModelGraph, dict[str, tuple[str, ...]]]:
             model, shape, partition, Numerics.of(plan.precision), fused_attention=plan.fused_attention
         )
         return graph, {"forward": ("forward",), "backward": ("input_gradient", "weight_gradient")}
+    if not isinstance(scenario, (ServingScenario, ZigzagScenario)):
+        raise MemroofError(f"{result.name}: no roofline is drawn of this method")
     return _decode_graph(result, scenario), {"decode": ("forward",)}
 
 
-def _decode_graph(result: Result, scenario: ServingScenario | OffloadScenario) -> ModelGraph:
+def _decode_graph(result: Result, scenario: ServingScenario | ZigzagScenario) -> ModelGraph:
     strategy = scenario.strategy
     numerics = Numerics.of(strategy.precision, strategy.weight_precision, strategy.kv_precision)
-    if isinstance(scenario, OffloadScenario):
+    if isinstance(scenario, ZigzagScenario):
         cached = scenario.workload.prompt + scenario.workload.output // 2
         return build(
             result.setup.model, Shape(scenario.workload.batch, 1, cached, "decode"), Partition(), numerics

@@ -53,7 +53,7 @@ def load(
         checked = catalog.scenario_from(scenario)
     else:
         checked = scenario
-    model = catalog.model(checked.model)
+    model = catalog.model(checked.model) if checked.model else None
     hardware = catalog.hardware(checked.hardware)
     training = checked.kind == "training"
     costs: dict[str, CostModel] = {}

@@ -164,7 +164,9 @@ def _field(name: str) -> str:
 def _values(scenario: TrainingScenario, name: str, texts: Sequence[str]) -> tuple[Any, ...]:
     """Read values of a field as a scenario file would."""
     scenarios = (scenario_with(scenario, {f"strategy.{name}": text}) for text in texts)
-    return tuple(getattr(changed.strategy, name) for changed in scenarios)
+    return tuple(
+        getattr(changed.strategy, name) for changed in scenarios if isinstance(changed, TrainingScenario)
+    )
 
 
 def _order(value: Any, peak: Any, fits: Any) -> Any:

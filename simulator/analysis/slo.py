@@ -155,7 +155,8 @@ def sample(result: Result) -> Sample:
     steady = (arrival >= first + edge) & (arrival <= last - edge)
     if not steady.any():
         steady = np.ones(len(arrival), bool)
-    closed = getattr(result.setup.scenario.workload, "concurrency", None) is not None
+    scenario = result.setup.scenario
+    closed = isinstance(scenario, ServingScenario) and scenario.workload.concurrency is not None
     waiting = 0.0 if closed else float((np.asarray(table["admitted"]) > last).sum())
     metrics = result.outcome.metrics
     replicas = metrics["request_throughput"].value * float(end.max() - first) / len(arrival)

@@ -1,6 +1,33 @@
-"""Offload: generation with weights and KV cache over GPU memory, DRAM and flash."""
+"""Offload: work whose tensors lie in several memory tiers, one package for each method."""
 
-from simulator.offload.remedies import remedies
-from simulator.offload.run import simulate
+from __future__ import annotations
 
-__all__ = ["remedies", "simulate"]
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+from simulator.specs import MemroofError
+from simulator.specs.zigzag_scenario import ZigzagScenario
+from simulator.strategy import Outcome, Remedy, Setup, Strategy
+
+METHODS: Mapping[type, str] = {
+    ZigzagScenario: "simulator.offload.zigzag",
+}
+"""The package that lowers each kind of offload scenario; imported when it is first needed."""
+
+
+def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
+    """Run an offload scenario by its method."""
+    return _method(setup).simulate(setup, detail=detail)
+
+
+def remedies(setup: Setup) -> Iterable[Remedy]:
+    """Yield changes that need less of a memory, the mildest first."""
+    return _method(setup).remedies(setup)
+
+
+def _method(setup: Setup) -> Strategy:
+    package = METHODS.get(type(setup.scenario))
+    if package is None:
+        raise MemroofError(f"an offload strategy cannot run a {setup.scenario.kind} scenario")
+    return cast(Strategy, importlib.import_module(package))

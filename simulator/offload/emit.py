@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from simulator.engine import Program
-from simulator.offload.prices import COLUMNS, Price, Rows
+from simulator.offload.columns import COLUMNS, Price, Rows
 from simulator.offload.tiers import NVME, Channel, Host, Tiers
 from simulator.strategy import Bottleneck
 
@@ -32,7 +32,7 @@ class Emitter:
         self.program = Program(name)
         self.tiers, self.serial = tiers, serial
         self.shares: list[Rows] = []
-        """Division of a second of each task over :data:`~simulator.offload.prices.COLUMNS`."""
+        """Division of a second of each task over :data:`~simulator.offload.columns.COLUMNS`."""
         self.pass_of: list[int] = []
         """Number of the pass that each task belongs to."""
         self.number = 0

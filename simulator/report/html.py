@@ -43,16 +43,13 @@ def _drawings(result: Result) -> dict[str, list[Drawing]]:
 
     found = {
         "bottlenecks": [Drawing(svg(plots.plot_bottlenecks(result)), "Where the time goes.")],
-        "roofline": [
-            Drawing(
-                svg(plots.plot_roofline(result)),
-                "Operators of one device under its roof; the area of a mark follows its share of the time.",
-            )
-        ],
         "sensitivity": [
             Drawing(svg(plots.plot_sensitivity(result)), "Each hardware figure raised by 10 % on its own.")
         ],
     }
+    if plots.has_roofline(result):
+        caption = "Operators of one device under its roof; the area of a mark follows its share of the time."
+        found["roofline"] = [Drawing(svg(plots.plot_roofline(result)), caption)]
     if {"requests", "iterations"} <= set(result.outcome.tables):
         found["requests"] = _request_drawings(result)
     timeline = result.timeline

@@ -10,12 +10,13 @@ from simulator.specs.machine import Edge, Engine, Machine, Route, Span, Store, T
 from simulator.specs.measured import MeasuredTable, read_measured
 from simulator.specs.model import LatentAttention, MixtureOfExperts, Model
 from simulator.specs.network import PairRates, Part
-from simulator.specs.offload_scenario import OffloadScenario, OffloadStrategy, OffloadWorkload
+from simulator.specs.offload_scenario import OffloadScenario
 from simulator.specs.operations import Operations
 from simulator.specs.scenario import Scenario
 from simulator.specs.serving_scenario import ServiceObjective, ServingScenario, ServingStrategy
 from simulator.specs.serving_workload import ServingWorkload
 from simulator.specs.training_scenario import TrainingScenario, TrainingStrategy, TrainingWorkload
+from simulator.specs.zigzag_scenario import ZigzagScenario, ZigzagStrategy, ZigzagWorkload
 
 __all__ = [
     "FOLDERS",
@@ -39,8 +40,6 @@ __all__ = [
     "Node",
     "NumberFormat",
     "OffloadScenario",
-    "OffloadStrategy",
-    "OffloadWorkload",
     "Operations",
     "OperatorClass",
     "PairRates",
@@ -62,6 +61,9 @@ __all__ = [
     "TrainingStrategy",
     "TrainingWorkload",
     "UnknownNameError",
+    "ZigzagScenario",
+    "ZigzagStrategy",
+    "ZigzagWorkload",
     "read_measured",
     "scenario_with",
     "shipped_root",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +17,7 @@ from typing import TypeVar
 from simulator.specs.base import Spec, validate
 from simulator.specs.calibration import Calibration, merge_calibration
 from simulator.specs.cluster import Hardware
-from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError, did_you_mean, unknown
+from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError, unknown
 from simulator.specs.hardware import (
     BandwidthMatrix,
     Cluster,
@@ -31,8 +33,8 @@ from simulator.specs.machine import Engine, Machine, build_machine
 from simulator.specs.matrix import pair_rates
 from simulator.specs.model import Model
 from simulator.specs.network import PairRates, Part
-from simulator.specs.scenario import SCENARIO_KINDS, Scenario
-from simulator.specs.scenario_base import HardwareChoice
+from simulator.specs.scenario import Scenario, schema_of
+from simulator.specs.scenario_base import HardwareChoice, flattened
 from simulator.specs.source import Document, override, read_document
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -58,7 +60,7 @@ def shipped_root() -> Path:
 def scenario_with(scenario: Scenario, overrides: Mapping[str, str]) -> Scenario:
     """Return a checked scenario with some keys set, as by ``--set``; raises :class:`SpecError` if one is wrong."""
     document = override(Document(scenario.name, scenario.model_dump(exclude_unset=True), {}), dict(overrides))
-    return validate(document, type(scenario))
+    return validate(document, schema_of(document))
 
 
 class Catalog:
@@ -197,14 +199,7 @@ class Catalog:
 
     def check_scenario(self, document: Document) -> Scenario:
         """Check a scenario's tree against the schema of its kind and resolve the names in it."""
-        kind = document.data.get("kind") if isinstance(document.data, dict) else None
-        if not isinstance(kind, str) or kind not in SCENARIO_KINDS:
-            found = "missing" if kind is None else f"found {kind!r}"
-            hint = did_you_mean(str(kind), SCENARIO_KINDS) if kind else ""
-            raise SpecError(
-                [document.problem(("kind",), f"{found}, expected one of training, serving, offload{hint}")]
-            )
-        scenario: Scenario = validate(document, SCENARIO_KINDS[kind])
+        scenario: Scenario = validate(document, schema_of(document))
         if not scenario.name:
             scenario = scenario.model_copy(update={"name": Path(document.file).stem})
         self._check(document, self._reference_faults(scenario))
@@ -223,6 +218,11 @@ class Catalog:
 
     def hardware(self, choice: HardwareChoice) -> Hardware:
         """Expand a choice of device, node or cluster into machines and the network between them."""
+        if choice.changes:
+            kind, name = choice.named
+            kind = next((k for k in (kind, "device", "cluster") if name in self._files[k]), kind)
+            plain = choice.model_copy(update={"changes": {}})
+            return self._with(f"{kind}:{name}", dict(flattened(choice.changes))).hardware(plain)
         if choice.cluster is not None:
             hardware = self._cluster(self.cluster(choice.cluster))
             return hardware.with_nodes(choice.nodes) if choice.nodes else hardware
@@ -237,6 +237,13 @@ class Catalog:
         if name not in self._files["device"]:
             raise UnknownNameError("hardware", name, self._hardware_names())
         return self._bare(self.processor(name), choice.count or 1)
+
+    def _with(self, scope: str, assignments: Mapping[str, str]) -> Catalog:
+        """Return this catalog with some keys of one entry set; what is set by ``--set`` goes before."""
+        twin = copy(self)
+        twin._cache = {}
+        twin._overrides = {**self._overrides, scope: {**assignments, **self._overrides.get(scope, {})}}
+        return twin
 
     def machine(self, node: str) -> Machine:
         """Return a node expanded into its graph of memories, processors and links."""
@@ -315,7 +322,11 @@ class Catalog:
 
     def _assigned(self, document: Document, scope: str) -> Document:
         assignments = self._overrides.get(scope)
-        return override(document, assignments) if assignments else document
+        if not assignments:
+            return document
+        if scope == "scenario" and any(key.startswith("hardware.") for key in assignments):
+            return _with_hardware_keys(document, assignments)
+        return override(document, assignments)
 
     def _checked(self, kind: str, name: str, schema: type[_Checked]) -> _Checked:
         key = (kind, name)
@@ -390,8 +401,9 @@ class Catalog:
 
     def _reference_faults(self, scenario: Scenario) -> list[tuple[tuple[str | int, ...], str]]:
         faults: list[tuple[tuple[str | int, ...], str]] = []
-        if not scenario.model.endswith((".yaml", ".yml")) and scenario.model not in self._files["model"]:
-            faults.append((("model",), unknown("model", scenario.model, self.names("model"))))
+        named = scenario.model
+        if named and not named.endswith((".yaml", ".yml")) and named not in self._files["model"]:
+            faults.append((("model",), unknown("model", named, self.names("model"))))
         choice = scenario.hardware
         for kind in ("device", "node", "cluster"):
             name = getattr(choice, kind)
@@ -399,3 +411,13 @@ class Catalog:
             if name and name not in known:
                 faults.append((("hardware", kind), unknown(kind, name, known)))
         return faults
+
+
+def _with_hardware_keys(document: Document, assignments: Mapping[str, str]) -> Document:
+    """Set keys of the hardware where the file, or another assignment, names it in its short form, which has none."""
+    data = document.data
+    if isinstance(data, dict) and isinstance(data.get("hardware"), str):
+        document = replace(document, data={**data, "hardware": {"node": data["hardware"]}})
+    whole = assignments.get("hardware", "{")
+    short = {} if whole.lstrip().startswith("{") else {"hardware": f"{{node: {whole}}}"}
+    return override(document, {**assignments, **short})

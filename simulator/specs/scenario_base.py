@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -23,6 +25,16 @@ class HardwareChoice(Spec):
     """Nodes of this kind; a cluster's own count if absent."""
     count: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Devices, where a bare device is named."""
+    changes: dict[str, Any] = {}
+    """What is otherwise than in the file of the device, node or cluster: ``{components: {nvme: {count: 6}}}``."""
+
+    @property
+    def named(self) -> tuple[str, str]:
+        """Kind and name of what is chosen."""
+        found: list[tuple[str, str | None]] = [
+            ("device", self.device), ("node", self.node), ("cluster", self.cluster)
+        ]  # fmt: skip
+        return next((kind, name) for kind, name in found if name)
 
     @model_validator(mode="before")
     @classmethod
@@ -39,6 +51,15 @@ class HardwareChoice(Spec):
                 "scenario", "'count' belongs to 'device'; use 'nodes' for a node or cluster"
             )
         return self
+
+
+def flattened(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the leaves of nested keys as dotted keys and texts, as ``--set`` takes them."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", json.dumps(value) if isinstance(value, (list, bool)) else str(value)
 
 
 class Expectation(Spec):

@@ -14,8 +14,8 @@ from offload_toy import toy
 
 from simulator.offload import simulate
 from simulator.offload.emit import binding_links
-from simulator.offload.plan import make_plan
 from simulator.offload.tiers import Channel
+from simulator.offload.zigzag.plan import make_plan
 
 SHARES = st.sampled_from([(0, 0), (1, 0), (0, 1), (0.5, 0), (0.5, 0.25), (0, 0.5), (0.25, 0.75)])
 SCENARIOS = st.fixed_dictionaries(

@@ -15,8 +15,8 @@ import numpy as np
 from simulator.analysis.run import cost_model, load
 from simulator.analysis.strategies import strategy
 from simulator.cost import CostModel
-from simulator.offload.plan import make_plan as plan_offload
-from simulator.offload.run import resident
+from simulator.offload.zigzag.plan import make_plan as plan_offload
+from simulator.offload.zigzag.run import resident
 from simulator.serving import make_plan as plan_serving
 from simulator.serving.fleet_plan import make_fleet
 from simulator.specs import Calibration, Catalog, MemroofError, ServingScenario, SpecError

@@ -9,8 +9,8 @@ from offload_toy import catalog, toy, toy_with
 
 from simulator.cost import CostModel
 from simulator.offload import remedies, simulate
-from simulator.offload.plan import make_plan
 from simulator.offload.tiers import find_tiers
+from simulator.offload.zigzag.plan import make_plan
 from simulator.specs import Catalog, MemroofError, ServingScenario
 from simulator.specs.catalog import scenario_with
 from simulator.specs.scenario_base import HardwareChoice

@@ -11,10 +11,10 @@ from offload_toy import toy, toy_with
 from simulator.engine import execute
 from simulator.graph import Numerics, Shape, build
 from simulator.offload import simulate
-from simulator.offload.account import SAMPLES, Account, sample_steps
-from simulator.offload.lower import lower
-from simulator.offload.plan import PREFILL, make_plan
-from simulator.offload.prices import ALONE
+from simulator.offload.zigzag.account import SAMPLES, Account, sample_steps
+from simulator.offload.zigzag.lower import lower
+from simulator.offload.zigzag.plan import PREFILL, make_plan
+from simulator.offload.zigzag.prices import ALONE
 
 
 def computations(setup):

@@ -4,7 +4,7 @@ from serving_cases import LLAMA_8B, LLAMA_70B, make_setup, small
 
 from simulator.cost import CostModel
 from simulator.serving import make_plan, remedies, simulate
-from simulator.specs import Catalog, MemroofError, Model, OffloadScenario
+from simulator.specs import Catalog, MemroofError, Model, ZigzagScenario
 from simulator.specs.catalog import scenario_with
 from simulator.strategy import Setup
 
@@ -245,7 +245,7 @@ def test_positions_must_be_there():
 
 
 def test_other_kinds_are_refused():
-    scenario = OffloadScenario.model_validate(
+    scenario = ZigzagScenario.model_validate(
         {"kind": "offload", "name": "other", "hardware": {"device": "t4"}, "model": "m",
          "workload": {"prompt": 1, "output": 1, "batch": 1}}
     )  # fmt: skip

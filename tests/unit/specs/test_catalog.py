@@ -218,3 +218,51 @@ def test_a_kind_without_constants_is_named(tmp_path: Path) -> None:
         MemroofError, match=r"no calibration for kind 'gpu'; add hardware_specs/calibration/gpu.yaml"
     ):
         catalog.calibration(device)
+
+
+def test_a_scenario_may_change_the_hardware_that_it_names(root: Path) -> None:
+    catalog = Catalog(environment={})
+    choice = HardwareChoice.model_validate(
+        {"node": "server-1x4090", "changes": {"components": {"nvme": {"count": 3}}}}
+    )
+    assert len(catalog.hardware(choice).machine.tier("nvme")) == 3
+    assert len(catalog.hardware(HardwareChoice(node="server-1x4090")).machine.tier("nvme")) == 12
+    set_on_top = Catalog(overrides={"node.server-1x4090.components.nvme.count": "2"}, environment={})
+    assert len(set_on_top.hardware(choice).machine.tier("nvme")) == 2
+    device = HardwareChoice.model_validate({"node": "t4", "changes": {"power": {"limit": "60 W"}}})
+    assert catalog.hardware(device).device.power.limit == 60.0
+
+
+def test_keys_of_hardware_are_set_on_its_short_form_too(root: Path) -> None:
+    for extra in ({}, {"hardware": "server-4x4090"}):
+        catalog = Catalog(
+            [root], {**extra, "hardware.changes.components.cpu0.device": "epyc-9654"}, environment={}
+        )
+        choice = catalog.scenario("one").hardware
+        assert choice.node == extra.get("hardware", "dgx-a100-80gb")
+        assert choice.changes == {"components": {"cpu0": {"device": "epyc-9654"}}}
+
+
+def test_a_change_that_the_hardware_does_not_have_is_refused() -> None:
+    choice = HardwareChoice.model_validate(
+        {"node": "server-1x4090", "changes": {"components": {"nvme": {"cuont": 3}}}}
+    )
+    with pytest.raises(SpecError, match=r"components\.nvme.cuont: unknown key; did you mean 'count'"):
+        Catalog(environment={}).hardware(choice)
+
+
+def test_offload_is_checked_by_its_method(root: Path) -> None:
+    content = {
+        "kind": "offload",
+        "hardware": "gcp-n1-t4",
+        "model": "opt-30b",
+        "strategy": {"method": "zigzg"},
+    }
+    with pytest.raises(
+        SpecError, match=r"strategy\.method: found 'zigzg', expected one of .*did you mean 'zigzag'"
+    ):
+        Catalog(environment={}).scenario_from(content)
+    with pytest.raises(
+        SpecError, match="kind: found 'ofload', expected one of training, serving, offload; did you mean"
+    ):
+        Catalog(environment={}).scenario_from({**content, "kind": "ofload"})

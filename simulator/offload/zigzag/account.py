@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.engine import Timeline
-from simulator.offload.lower import Lowered
-from simulator.offload.plan import PREFILL
-from simulator.offload.prices import COLUMNS
+from simulator.offload.columns import COLUMNS
 from simulator.offload.tiers import Channel
+from simulator.offload.zigzag.lower import Lowered
+from simulator.offload.zigzag.plan import PREFILL
 
 Array = npt.NDArray[np.float64]
 SAMPLES = 6
@@ -37,7 +37,7 @@ def sample_steps(computation: Array, affordable: int | None) -> tuple[tuple[int,
     Returns
     -------
     steps : tuple of int
-        :data:`~simulator.offload.plan.PREFILL`, then numbers of decode steps, increasing.
+        :data:`~simulator.offload.zigzag.plan.PREFILL`, then numbers of decode steps, increasing.
     weights : array, shape (passes,)
         They sum to the number of all passes. A step's time is taken as linear in its number between two samples. The
         step before each sample is simulated too, with weight 0, since passes overlap; the first and the last stand for

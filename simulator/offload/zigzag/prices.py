@@ -7,42 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from simulator.cost import CostModel, peak_flops, stream_time
 from simulator.graph import Attention, Axis, Block, Numerics, Operator, Shape, Work, build
+from simulator.offload.columns import COLUMNS, Price, Rows
 from simulator.offload.tiers import Host
-from simulator.specs import OPERATOR_CLASSES, MemroofError, Model, OffloadWorkload, OperatorClass, Span
-from simulator.strategy import Bottleneck
+from simulator.specs import MemroofError, Model, Span, ZigzagWorkload
 
 ALONE: Mapping[Axis, Span] = {"tensor": Span(()), "expert": Span(())}
 WIDENED_BYTES = 4.0
 """Bytes of a value in fp32."""
-
-
-BOTTLENECKS: tuple[Bottleneck, ...] = ("compute", "memory", "latency", "host link", "storage", "host")
-COLUMNS: tuple[Bottleneck | OperatorClass, ...] = (*BOTTLENECKS, *OPERATOR_CLASSES)
-"""What seconds are divided by, twice over: by what binds them, and by operator class."""
-Rows = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """Seconds of some work, divided over :data:`COLUMNS`; shape (steps, columns)."""
-
-    rows: Rows
-
-    def __add__(self, other: Price) -> Price:
-        return Price(self.rows + other.rows)
-
-    def time(self, step: int) -> float:
-        """Seconds in a step."""
-        return float(self.rows[step, : len(BOTTLENECKS)].sum())
-
-    def shares(self, step: int) -> Rows:
-        """Division of one second of it."""
-        shares: Rows = self.rows[step] / (self.time(step) or 1.0)
-        return shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +62,7 @@ class Unit:
 
 def price_units(
     model: Model,
-    workload: OffloadWorkload,
+    workload: ZigzagWorkload,
     numerics: Numerics,
     cost: CostModel,
     *,
@@ -101,7 +75,7 @@ def price_units(
 
     Parameters
     ----------
-    model, workload : Model, OffloadWorkload
+    model, workload : Model, ZigzagWorkload
         What is generated.
     numerics : Numerics
         Formats of products, weights and cache.

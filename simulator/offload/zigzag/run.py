@@ -10,11 +10,11 @@ import numpy as np
 from simulator.cost import relative_error
 from simulator.engine import execute
 from simulator.graph import Shape, build
-from simulator.offload.account import Account, Array, sample_steps
+from simulator.offload.columns import BOTTLENECKS
 from simulator.offload.emit import used_channels
-from simulator.offload.lower import lower
-from simulator.offload.plan import Plan, make_plan
-from simulator.offload.prices import BOTTLENECKS
+from simulator.offload.zigzag.account import Account, Array, sample_steps
+from simulator.offload.zigzag.lower import lower
+from simulator.offload.zigzag.plan import Plan, make_plan
 from simulator.specs import OPERATOR_CLASSES, OperatorClass, Span
 from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
 
@@ -44,7 +44,7 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     Raises
     ------
     MemroofError
-        For a combination that is refused; see :func:`simulator.offload.plan.make_plan`.
+        For a combination that is refused; see :func:`simulator.offload.zigzag.plan.make_plan`.
     """
     plan = make_plan(setup)
     needed = resident(plan)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping
 
 from simulator.graph import FORMAT_BYTES
-from simulator.offload.plan import Plan, Split, make_plan
-from simulator.offload.run import simulate
 from simulator.offload.tiers import DRAM, GPU, NVME
-from simulator.specs import OffloadScenario
+from simulator.offload.zigzag.plan import Plan, Split, make_plan
+from simulator.offload.zigzag.run import simulate
+from simulator.specs import ZigzagScenario
 from simulator.strategy import Remedy, Setup
 
 LADDER = (DRAM, NVME)
@@ -32,7 +32,7 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
     scenario = setup.scenario
     plan = make_plan(setup)
     short = {tier: -use.free for tier, use in zip(plan.tiers.pools, simulate(setup).memory, strict=True)}
-    assert isinstance(scenario, OffloadScenario)  # or make_plan had refused it
+    assert isinstance(scenario, ZigzagScenario)  # or make_plan had refused it
     if plan.prefetch > 1:
         yield Remedy("fetch one layer ahead", {"strategy.prefetch": "1"})
     yield from _moves(plan, "weights", plan.weights, plan.stored_bytes(), short)
@@ -98,7 +98,7 @@ def _smaller(plan: Plan) -> Iterator[Remedy]:
         yield Remedy(f"one GPU batch of {batch} sequence{'s' * (batch > 1)}", changed)
 
 
-def _narrower(scenario: OffloadScenario) -> Iterator[Remedy]:
+def _narrower(scenario: ZigzagScenario) -> Iterator[Remedy]:
     strategy = scenario.strategy
     for key, label, held in (
         ("weight_precision", "weights", strategy.weight_precision or strategy.precision),

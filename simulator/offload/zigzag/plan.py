@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.graph import FORMAT_BYTES, Numerics
-from simulator.offload.prices import BOTTLENECKS, Rows, Unit, price_units
+from simulator.offload.columns import BOTTLENECKS, Rows
 from simulator.offload.tiers import DRAM, GPU, NVME, Tiers, find_tiers
-from simulator.specs import MemroofError, OffloadScenario
-from simulator.specs.offload_scenario import Placement
+from simulator.offload.zigzag.prices import Unit, price_units
+from simulator.specs import MemroofError, ZigzagScenario
+from simulator.specs.zigzag_scenario import Placement
 from simulator.strategy import Setup
 
 PREFILL = -1
@@ -115,7 +116,7 @@ def make_plan(setup: Setup) -> Plan:
         a format that the accelerator lacks.
     """
     scenario = setup.scenario
-    if not isinstance(scenario, OffloadScenario):
+    if not isinstance(scenario, ZigzagScenario):
         raise MemroofError(f"an offload strategy cannot run a {scenario.kind} scenario")
     strategy, workload, model = scenario.strategy, scenario.workload, setup.model
     tiers = find_tiers(setup.hardware, setup.cost.calibration, strategy.pinned)
@@ -133,7 +134,7 @@ def make_plan(setup: Setup) -> Plan:
     )  # fmt: skip
 
 
-def _refuse(setup: Setup, scenario: OffloadScenario, tiers: Tiers) -> None:
+def _refuse(setup: Setup, scenario: ZigzagScenario, tiers: Tiers) -> None:
     strategy, workload, model, machine = (
         scenario.strategy,
         scenario.workload,

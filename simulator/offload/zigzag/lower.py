@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.engine import Program
+from simulator.offload.columns import Price, Rows
 from simulator.offload.emit import Emitter
-from simulator.offload.plan import PREFILL, Plan
-from simulator.offload.prices import Price, Rows, Unit
 from simulator.offload.tiers import DRAM, GPU, NVME
+from simulator.offload.zigzag.plan import PREFILL, Plan
+from simulator.offload.zigzag.prices import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,9 @@ class Lowered:
 
     program: Program
     steps: tuple[int, ...]
-    """The passes in it: :data:`~simulator.offload.plan.PREFILL` or the number of a decode step."""
+    """The passes in it: :data:`~simulator.offload.zigzag.plan.PREFILL` or the number of a decode step."""
     shares: Sequence[Rows]
-    """By task, the division of its seconds over :data:`~simulator.offload.prices.COLUMNS`."""
+    """By task, the division of its seconds over :data:`~simulator.offload.zigzag.prices.COLUMNS`."""
     pass_of: Sequence[int]
     """By task, the position of its pass in ``steps``."""
     carried: Mapping[str, Mapping[int, float]]
