@@ -10,7 +10,16 @@ import numpy.typing as npt
 from simulator.specs import OPERATOR_CLASSES, OperatorClass
 from simulator.strategy import Bottleneck
 
-BOTTLENECKS: tuple[Bottleneck, ...] = ("compute", "memory", "latency", "host link", "storage", "host")
+BOTTLENECKS: tuple[Bottleneck, ...] = (
+    "compute",
+    "memory",
+    "latency",
+    "host link",
+    "storage",
+    "host",
+    "network",
+    "waiting",
+)
 COLUMNS: tuple[Bottleneck | OperatorClass, ...] = (*BOTTLENECKS, *OPERATOR_CLASSES)
 """What seconds are divided by, twice over: by what binds them, and by operator class."""
 Rows = npt.NDArray[np.float64]

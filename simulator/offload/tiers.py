@@ -6,13 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 from simulator.specs import Calibration, Edge, Engine, Hardware, Machine, MemroofError, Processor, Store
 
-GPU, DRAM, NVME = "gpu", "dram", "nvme"
+GPU, DRAM, CXL, NVME = "gpu", "dram", "cxl", "nvme"
 FLASH = ("nvme", "ufs")
 """Tiers of a machine that a placement on ``nvme`` means."""
+TIERS: Mapping[str, tuple[str, ...]] = {DRAM: (DRAM,), CXL: (CXL,), NVME: FLASH}
+"""Tiers that accelerators share, from the nearest on, by the names that machines call them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,17 @@ class Tiers:
 
     pools: Mapping[str, Pool]
     channels: Mapping[tuple[str, str], Channel]
+    """From every tier to every other, by the best path between their memories."""
     host: Host | None
+    rank: int = 0
+    """Of the accelerator among those of its node."""
+
+    @property
+    def ladder(self) -> tuple[Channel, ...]:
+        """Channels between neighbours: flash talks to DRAM where there is any, else straight to the accelerator."""
+        order = [tier for tier in (GPU, DRAM, NVME) if tier in self.pools]
+        pairs = list(pairwise(order))
+        return tuple(self.channels[pair] for pair in (*pairs, *((b, a) for a, b in pairs)))
 
     @property
     def staged(self) -> bool:
@@ -68,33 +80,38 @@ class Tiers:
         return DRAM in self.pools
 
 
-def find_tiers(hardware: Hardware, calibration: Calibration, usable: float) -> Tiers:
-    """Return the tiers of a machine with a single accelerator.
+def find_tiers(hardware: Hardware, calibration: Calibration, usable: float, rank: int = 0) -> Tiers:
+    """Return the tiers that one accelerator of a node can keep its tensors in.
 
     Parameters
     ----------
     hardware : Hardware
-        One node with one accelerator.
+        One node.
     calibration : Calibration
         Constants of copies, and the bytes of the accelerator that its driver keeps.
     usable : float
         Share of each capacity that may be used.
+    rank : int
+        Of the accelerator; DRAM, CXL and flash are the node's whole, whichever accelerator asks.
 
     Raises
     ------
     MemroofError
-        If there is more than one accelerator, or none.
+        If there is more than one node, or no accelerator.
     """
-    if hardware.size != 1:
+    machine = hardware.machine
+    if hardware.nodes != 1:
         raise MemroofError(
-            f"offload runs on one accelerator so far; {hardware.name} has {hardware.size}: choose hardware with one"
+            f"offload runs on one node so far; {hardware.name} has {hardware.nodes}: choose one"
         )
-    machine, rank = hardware.machine, hardware.machine.ranks[0]
-    if rank.device.kind == "cpu":
+    engine = machine.ranks[rank]
+    if engine.device.kind == "cpu":
         raise MemroofError(f"offload needs an accelerator; {hardware.name} has CPUs alone")
-    found: dict[str, tuple[Store, ...]] = {GPU: (hardware.memory,)}
-    for tier, names in ((DRAM, (DRAM,)), (NVME, FLASH)):
-        stores = tuple(s for name in names for s in machine.tier(name) if s.name != hardware.memory.name)
+    own = machine.store(engine.memory or "")
+    others = {each.memory for each in machine.ranks}
+    found: dict[str, tuple[Store, ...]] = {GPU: (own,)}
+    for tier, names in TIERS.items():
+        stores = tuple(s for name in names for s in machine.tier(name) if s.name not in others)
         if stores:
             found[tier] = stores
     pools = {
@@ -102,20 +119,29 @@ def find_tiers(hardware: Hardware, calibration: Calibration, usable: float) -> T
         for tier, stores in found.items()
     }
     reserved = calibration.host.context_bytes or 0.0
-    pools[GPU] = Pool(GPU, found[GPU], max(0.0, hardware.memory.capacity * usable - reserved))
-    channels = {}
-    for source, target in _neighbours(found):
-        channels[source, target] = _channel(
+    pools[GPU] = Pool(GPU, found[GPU], max(0.0, own.capacity * usable - reserved))
+    channels = {
+        (source, target): _channel(
             machine, found[source], found[target], f"{source} to {target}", calibration
         )
-    return Tiers(pools, channels, _host(machine, found.get(DRAM, ()), calibration))
+        for source, target in permutations(found, 2)
+    }
+    return Tiers(pools, channels, _host(machine, found.get(DRAM, ()), calibration), rank)
 
 
-def _neighbours(found: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Flash talks to DRAM where there is any, else straight to the accelerator."""
-    order = [tier for tier in (GPU, DRAM, NVME) if tier in found]
-    pairs = list(pairwise(order))
-    return [*pairs, *((b, a) for a, b in pairs)]
+def peer_channel(hardware: Hardware, rank: int, peer: int, calibration: Calibration) -> Channel:
+    """Return the way from the memory of one accelerator of a node to another's."""
+    machine = hardware.machine
+    ends = [machine.store(machine.ranks[index].memory or "") for index in (rank, peer)]
+    return _channel(machine, ends[:1], ends[1:], f"gpu{rank} to gpu{peer}", calibration)
+
+
+def single(hardware: Hardware) -> None:
+    """Refuse hardware of several accelerators, where a method runs on one."""
+    if hardware.size != 1:
+        raise MemroofError(
+            f"this method runs on one accelerator so far; {hardware.name} has {hardware.size}: choose hardware with one"
+        )
 
 
 def _channel(

@@ -77,7 +77,7 @@ class _Slot:
 class _Zigzag:
     def __init__(self, plan: Plan, steps: tuple[int, ...]) -> None:
         self.plan, self.steps = plan, steps
-        self.emit = Emitter(plan.name, plan.tiers, host=plan.cpu_attention, serial=plan.prefetch == 0)
+        self.emit = Emitter(plan.name, plan.tiers, channels=plan.channels, serial=plan.prefetch == 0)
         self.slots = [
             _Slot(number, step, position, plan.units[index], [], [])
             for number, step in enumerate(steps)

@@ -8,7 +8,7 @@ import numpy as np
 
 from simulator.graph import FORMAT_BYTES, Numerics
 from simulator.offload.columns import BOTTLENECKS, Rows
-from simulator.offload.tiers import DRAM, GPU, NVME, Tiers, find_tiers
+from simulator.offload.tiers import DRAM, GPU, NVME, Channel, Tiers, find_tiers, single
 from simulator.offload.zigzag.prices import Unit, price_units
 from simulator.specs import MemroofError, ZigzagScenario
 from simulator.specs.zigzag_scenario import Placement
@@ -65,6 +65,12 @@ class Plan:
     numerics: Numerics
 
     @property
+    def channels(self) -> tuple[Channel, ...]:
+        """The ways that copies take, and the CPUs' own to their DRAM if they attend."""
+        host = (self.tiers.host.channel,) if self.cpu_attention and self.tiers.host is not None else ()
+        return (*self.tiers.ladder, *host)
+
+    @property
     def block(self) -> int:
         """Sequences that are generated together."""
         return self.batch * self.batches
@@ -119,6 +125,7 @@ def make_plan(setup: Setup) -> Plan:
     if not isinstance(scenario, ZigzagScenario):
         raise MemroofError(f"an offload strategy cannot run a {scenario.kind} scenario")
     strategy, workload, model = scenario.strategy, scenario.workload, setup.model
+    single(setup.hardware)
     tiers = find_tiers(setup.hardware, setup.cost.calibration, strategy.pinned)
     _refuse(setup, scenario, tiers)
     weights, cache = Split.of(strategy.weights), Split.of(strategy.kv)

@@ -11,7 +11,6 @@ from simulator.cost import relative_error
 from simulator.engine import execute
 from simulator.graph import Shape, build
 from simulator.offload.columns import BOTTLENECKS
-from simulator.offload.emit import used_channels
 from simulator.offload.zigzag.account import Account, Array, sample_steps
 from simulator.offload.zigzag.lower import lower
 from simulator.offload.zigzag.plan import Plan, make_plan
@@ -70,8 +69,8 @@ def resident(plan: Plan) -> tuple[MemoryUse, ...]:
     uses = []
     for tier, pool in plan.tiers.pools.items():
         parts = {
-            "weights": plan.stored_bytes() * plan.weights.by_tier[tier],
-            "KV cache": plan.cache_bytes() * plan.cache.by_tier[tier],
+            "weights": plan.stored_bytes() * plan.weights.by_tier.get(tier, 0.0),
+            "KV cache": plan.cache_bytes() * plan.cache.by_tier.get(tier, 0.0),
         }
         held = {name: size for name, size in parts.items() if size}
         largest = tuple(Holding(name, size) for name, size in sorted(held.items(), key=lambda item: -item[1]))
@@ -132,7 +131,7 @@ def _errors(setup: Setup, plan: Plan) -> dict[OperatorClass, float]:
 
 
 def _tables(plan: Plan, account: Account, total: float) -> dict[str, dict[str, Any]]:
-    links = account.links(used_channels(plan.tiers, host=plan.cpu_attention))
+    links = account.links(plan.channels)
     size = np.array(list(links.values()))
     bandwidth = np.array([link[1] for link in links])
     steps = np.arange(plan.steps)
