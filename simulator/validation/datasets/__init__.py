@@ -22,6 +22,7 @@ MODULES: tuple[str, ...] = (
     "serving_throughput",
     "decode",
     "offload",
+    "offload_claims",
     "vtrain",
     "published",
     "activations",
