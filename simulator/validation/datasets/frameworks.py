@@ -283,7 +283,7 @@ FITS = (
         "step",
         (
             # nothing depends on it where power limits no clock
-            Constant("training", "flop_energy", 5e-13, 2e-12, scan=11),
+            Constant("training", "flop_energy", 5e-13, 2e-12, scan=23),
             Constant("attention", "flash_1", 0.15, 1.0),
         ),
         (
