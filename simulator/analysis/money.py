@@ -40,10 +40,15 @@ def _rent(machine: Machine, devices: float) -> tuple[float, str]:
     if own.price.rent:
         return own.price.rent * devices, f"rent of {own.name}"
     if own.price.purchase:
-        return (
-            own.price.purchase * devices / AMORTISATION,
-            f"purchase price of {own.name} alone over four years",
-        )
+        known = sum(count * price for _, count, price in machine.parts if price is not None)
+        unknown = [name for name, _, price in machine.parts if price is None]
+        how = f"purchase prices of {machine.name}'s parts over four years"
+        if unknown:
+            how += f", {', '.join(unknown)} left out"
+        if not machine.parts:
+            known, how = own.price.purchase, f"purchase price of {own.name} over four years"
+            nodes = devices
+        return known * nodes / AMORTISATION, how
     return 0.0, ""
 
 

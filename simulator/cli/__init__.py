@@ -24,6 +24,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fleet": ("simulator.cli.fleet", "How many replicas a load needs, with headroom and spares."),
     "pareto": ("simulator.cli.pareto", "Tokens/s of a user against tokens/s of a GPU: the Pareto front."),
     "latency": ("simulator.cli.latency", "Whole distributions of latency, request by request."),
+    "tiers": (
+        "simulator.cli.tiers",
+        "What each memory tier held and each link carried, and what overlapped.",
+    ),
+    "upgrades": (
+        "simulator.cli.upgrades",
+        "What one more SSD, more DRAM, faster PCIe or a CXL card would give.",
+    ),
+    "largest": ("simulator.cli.largest", "The largest batch, context and model that fit a scenario."),
     "explain": ("simulator.cli.explain", "Show what an answer is made of and what it rests on."),
     "list": ("simulator.cli.listing", "List devices, links, nodes, clusters, models or scenarios."),
     "show": ("simulator.cli.show", "Show one entry of the catalog with sources and derived figures."),

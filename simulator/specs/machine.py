@@ -116,6 +116,8 @@ class Machine:
     """The component whose processors are the ranks: the first that is no CPU, else the CPU."""
     node: Node | None = field(repr=False, default=None)
     price: Price = field(default_factory=Price)
+    parts: tuple[tuple[str, int, float | None], ...] = ()
+    """Components that are devices: name, count, and what one costs to buy [$], None where no price is known."""
 
     @cached_property
     def ranks(self) -> tuple[Engine, ...]:
@@ -252,10 +254,13 @@ def build_machine(node: Node, device: DeviceLookup, link: LinkLookup) -> Machine
     engines: list[Engine] = []
     stores: list[Store] = []
     parts: dict[str, list[str]] = {}
+    priced: list[tuple[str, int, float | None]] = []
     for component, spec in node.components.items():
         names = [component] if spec.count == 1 else [f"{component}{i}" for i in range(spec.count)]
         parts[component] = names
         found = device(spec.device) if spec.device is not None else None
+        if found is not None:
+            priced.append((component, spec.count, found.price.purchase))
         ports = _ports(node.name, component, spec, found)
         for name in names:
             if isinstance(found, Processor):
@@ -269,7 +274,16 @@ def build_machine(node: Node, device: DeviceLookup, link: LinkLookup) -> Machine
     accelerators = [e.component for e in engines if e.device.kind != "cpu"] or [e.component for e in engines]
     if not accelerators:
         raise MemroofError(f"{node.name}: no component computes; add a processor")
-    return Machine(node.name, tuple(engines), tuple(stores), tuple(links), accelerators[0], node, node.price)
+    return Machine(
+        node.name,
+        tuple(engines),
+        tuple(stores),
+        tuple(links),
+        accelerators[0],
+        node,
+        node.price,
+        tuple(priced),
+    )
 
 
 def _ports(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from simulator.specs.scenario_base import ScenarioBase
 
@@ -10,4 +11,6 @@ from simulator.specs.scenario_base import ScenarioBase
 class OffloadScenario(ScenarioBase):
     """Work whose tensors lie in several memory tiers; ``strategy.method`` says how they move, and so what is written here."""
 
+    grows: ClassVar[Mapping[str, str]] = {}
+    """Quantities that can be made larger until memory ends them, by the key that says how much."""
     kind: Literal["offload"]

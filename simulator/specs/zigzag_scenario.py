@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
@@ -70,5 +71,10 @@ class ZigzagStrategy(Spec):
 class ZigzagScenario(OffloadScenario):
     """Generate with weights and KV over several memory tiers."""
 
+    grows: ClassVar[Mapping[str, str]] = {
+        "batch": "workload.batch",
+        "batches of a block": "workload.batches",
+        "prompt": "workload.prompt",
+    }
     workload: ZigzagWorkload
     strategy: ZigzagStrategy = ZigzagStrategy()
