@@ -70,6 +70,7 @@ def degrees(parallelism: str) -> dict[str, int]:
 def _tensorrt_content(row: Any) -> Content:
     """Everything at once, fp8 cache, 2,048 sequences and 8,192 tokens an iteration (trtllm-bench's defaults).
 
+    A request is let in when its cache is sure to fit to its end (the scheduler's default, GUARANTEED_NO_EVICT).
     Graphs are captured for every batch of decodes. Where a row states nothing but a degree of tensor parallelism, experts are
     dealt out whole over as many GPUs (assumed).
     """
@@ -85,6 +86,7 @@ def _tensorrt_content(row: Any) -> Content:
         "strategy": {
             **cut, **numerics(str(row.precision).lower(), device, "fp8"), "max_batch": 2048,
             "max_batched_tokens": 8192, "memory_utilization": 0.95, "schedule_ahead": True, "all_reduce": "push",
+            "kv_layout": "contiguous", "reserved_tokens": int(row.isl + row.osl),
         },
     }  # fmt: skip
 
