@@ -5,8 +5,10 @@ work, `execute` runs it, `Simulation` runs it beside processes that decide as th
 with its `MemoryLedger`.
 """
 
+from simulator.engine.caches import POLICIES, Policy, SlotCache
 from simulator.engine.errors import DeadlockError, EngineError, MemoryFullError, ProgramError
 from simulator.engine.executor import execute
+from simulator.engine.hit_rates import hit_rate, inclusion, window_occupancy, zipf_trace, zipf_weights
 from simulator.engine.ledger import MemoryLedger, Peak, Shortfall
 from simulator.engine.program import Link, Memory, Program, Route, Stream
 from simulator.engine.sharing import max_min_rates
@@ -17,6 +19,7 @@ __all__ = [
     "BARRIER",
     "COMPUTE",
     "KINDS",
+    "POLICIES",
     "TRANSFER",
     "CriticalPath",
     "DeadlockError",
@@ -27,14 +30,21 @@ __all__ = [
     "MemoryFullError",
     "MemoryLedger",
     "Peak",
+    "Policy",
     "Program",
     "ProgramError",
     "Rates",
     "Route",
     "Shortfall",
     "Simulation",
+    "SlotCache",
     "Stream",
     "Timeline",
     "execute",
+    "hit_rate",
+    "inclusion",
     "max_min_rates",
+    "window_occupancy",
+    "zipf_trace",
+    "zipf_weights",
 ]
