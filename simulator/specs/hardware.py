@@ -143,7 +143,7 @@ class MemoryDevice(Spec):
     write_latency: Seconds = 0.0
     read_iops: Rate | None = None
     """Random 4 KiB reads per second."""
-    random_read: list[RandomRead] = []
+    random_read: tuple[RandomRead, ...] = ()
     """Measured random reads; they take the place of `read_iops` wherever there are any."""
     write_iops: Rate | None = None
     endurance: Bytes | None = None

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cost import OUTSTANDING_READS, lines_touched, read_rate, zero_copy_rate
-from simulator.specs import Catalog, MemroofError
+from simulator.specs import Catalog, MemoryDevice, MemroofError
 
 GB, KIB, MIB, GIB = 1e9, 2.0**10, 2.0**20, 2.0**30
 CATALOG = Catalog(environment={})
@@ -77,6 +77,34 @@ def test_little_and_the_data_sheet_limit_what_was_not_measured(devices):
         read_rate(drive, np.array([4, 64, 1024]) * KIB, outstanding=4),
         [4 * 4 * KIB / 82e-6, 4 * 64 * KIB / 82e-6, 6.5 * GB],
     )
+
+
+def test_a_machine_hands_on_the_data_sheet():
+    (flash,) = CATALOG.machine("phone-snapdragon-8-gen-3").tier("ufs")
+    assert read_rate(flash.device, 512 * KIB) == pytest.approx(3.5 * GB)
+
+
+@pytest.mark.parametrize(
+    ("reads", "message"),
+    [
+        ([("4 KiB", "1 GB/s"), ("4 KiB", "2 GB/s")], "one block, span and clock has two rates"),
+        ([("4 KiB", "9 GB/s")], "a rate is above read_bandwidth"),
+    ],
+)
+def test_impossible_tables_are_refused(reads, message):
+    with pytest.raises(ValueError, match=message):
+        MemoryDevice.model_validate(
+            {
+                "kind": "ufs",
+                "name": "x",
+                "technology": "x",
+                "source": "x",
+                "capacity": "1 TB",
+                "read_bandwidth": "4 GB/s",
+                "write_bandwidth": "2 GB/s",
+                "random_read": [{"block": block, "rate": rate} for block, rate in reads],
+            }
+        )
 
 
 @laws
