@@ -16,11 +16,13 @@ from simulator.cost.model import CostModel
 from simulator.cost.numeric import Parts, overlap
 from simulator.cost.overlap import Overlap
 from simulator.cost.peaks import peak_flops
+from simulator.cost.storage import OUTSTANDING_READS, lines_touched, read_rate, zero_copy_rate
 from simulator.cost.streams import adam_bytes, gather_bytes, stream_time, transfer_time
 from simulator.cost.uncertainty import class_errors, interval, relative_error
 
 __all__ = [
     "BOUNDS",
+    "OUTSTANDING_READS",
     "Algorithm",
     "Bound",
     "Breakdown",
@@ -43,11 +45,14 @@ __all__ = [
     "exchange_time",
     "gather_bytes",
     "interval",
+    "lines_touched",
     "low_latency_exchange_time",
     "matmul_time",
     "overlap",
     "peak_flops",
+    "read_rate",
     "relative_error",
     "stream_time",
     "transfer_time",
+    "zero_copy_rate",
 ]

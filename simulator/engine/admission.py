@@ -16,6 +16,7 @@ class Admission:
 
     A task starts when its buffers fit in every blocking memory it claims and nobody waits there before it.
     All queues are in order of arrival, so the task that has waited longest is the first in each of its own.
+    A client that asks for room waits like a task, under the negative number of its ticket.
 
     Parameters
     ----------
@@ -40,7 +41,9 @@ class Admission:
         }
         self._holders: dict[int, int] = {}  # allocation: how many of the tasks that hold it have not ended
         self._resident: set[int] = set()
-        self._needs: dict[int, dict[int, float]] = {}  # waiting task: bytes by blocking memory
+        self._needs: dict[int, dict[int, float]] = {}  # waiting task or ticket: bytes by blocking memory
+        self._tickets: dict[int, str] = {}  # names of the clients that wait
+        self._n_tickets = 0
         table = program.allocations
         if len(table):
             tracked = self.memories if track_all else self._queues
@@ -67,6 +70,18 @@ class Admission:
             return False
         self._occupy(task)
         return True
+
+    def ask(self, memory: int, size: float, name: str) -> int | None:
+        """Take room for a client, or let it wait and return its ticket."""
+        if memory in self._queues and (self._queues[memory] or not self.fits(memory, size)):
+            self._n_tickets += 1
+            ticket = -self._n_tickets
+            self._needs[ticket] = {memory: size}
+            self._tickets[ticket] = name
+            self._queues[memory].append(ticket)
+            return ticket
+        self.used[memory] += size
+        return None
 
     def release(self, task: int) -> list[int]:
         """Free what the end of a task frees; return the waiting tasks that may now start, in order."""
@@ -122,11 +137,12 @@ class Admission:
         memory = next(memory for memory, size in need.items() if not self.fits(memory, size))
         name, capacity = self.memories[memory].name, self.memories[memory].capacity
         free = capacity - self.used[memory]
+        who = f"task {task} {self._program.names[task]!r}" if task >= 0 else f"buffer {self._tickets[task]!r}"
         return DeadlockError(
-            f"task {task} {self._program.names[task]!r} needs {need[memory]:,.0f} bytes of memory {name!r},"
+            f"{who} needs {need[memory]:,.0f} bytes of memory {name!r},"
             f" which has {free:,.0f} of {capacity:,.0f} free: {need[memory] - free:,.0f} bytes short, and no"
             f" running task can free them ({len(self._needs) - 1} more tasks wait)",
-            task=task,
+            task=task if task >= 0 else None,
             memory=name,
             short_bytes=need[memory] - free,
         )
@@ -159,11 +175,16 @@ class Admission:
 
     def _dequeue(self, task: int) -> list[int]:
         need = self._needs.pop(task)
+        self._tickets.pop(task, None)
         for memory in need:
             self._queues[memory].remove(task)
         return list(need)
 
     def _occupy(self, task: int) -> None:
+        if task < 0:
+            for memory, size in self._needs[task].items():
+                self.used[memory] += size
+            return
         table = self._program.allocations
         for index in self.claims.pop(task):
             # What all its holders have already let go is never resident.

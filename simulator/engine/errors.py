@@ -19,7 +19,7 @@ class DeadlockError(EngineError):
     Attributes
     ----------
     task : int or None
-        The first waiting task; None if the buffers resident from time 0 do not fit.
+        The first waiting task; None if it is a request for a buffer, or if the buffers resident from time 0 do not fit.
     memory : str
         Name of the memory that is full.
     short_bytes : float

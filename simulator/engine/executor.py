@@ -94,13 +94,14 @@ class Executor:
         self.undelivered: dict[int, float] = {}  # by cancelled transfer, bytes it did not move
         self.on_end: dict[int, Callable[[int], None]] = {}
         self.callbacks: dict[int, Callable[[], None]] = {}
+        self._grants: dict[int, Callable[[], None]] = {}  # by ticket of a client that waits for room
         self.admission = Admission(program, track_all=track_all)
         self._trace: list[tuple[float, int, float]] | None = [] if record_rates else None
         bandwidths = [
             resource.bandwidth if isinstance(resource, Link) else inf for resource in program.resources
         ]
         self._bundles: list[Bundle | None] = []  # by route
-        self.links = LinkSharing(bandwidths, self.events, self.sequence, self._trace)
+        self.links = LinkSharing(bandwidths, self.events, self.sequence, self._trace, program.slowdowns)
 
     def begin_ready(self) -> None:
         """Start all tasks that wait for nothing, by priority and then in program order."""
@@ -194,6 +195,20 @@ class Executor:
         self._end_early(task)
         return True
 
+    def ask(self, memory: int, size: float, name: str, grant: Callable[[], None]) -> int | None:
+        """Take room for a client and call `grant`, at once or when there is some; return a ticket if it must wait."""
+        ticket = self.admission.ask(memory, size, name)
+        if ticket is None:
+            grant()
+        else:
+            self._grants[ticket] = grant
+        return ticket
+
+    def withdraw(self, ticket: int) -> None:
+        """Let a client wait no longer."""
+        del self._grants[ticket]
+        self._let_in(self.admission.withdraw(ticket) or [], self.current)
+
     def let_in(self, memory: int) -> None:
         """Start the tasks that fit after a client freed room in a memory."""
         self._let_in(self.admission.let_in([memory]), self.current)
@@ -275,6 +290,11 @@ class Executor:
 
     def _let_in(self, admitted: list[int], cause: int) -> None:
         for task in admitted:
+            if task < 0:
+                current, self.current = self.current, cause
+                self._grants.pop(task)()
+                self.current = current
+                continue
             self.cause[task] = cause
             self.after_memory.add(task)
             self._start(task)

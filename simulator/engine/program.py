@@ -37,6 +37,14 @@ class Memory(NamedTuple):
     on_full: OnFull
 
 
+class Slowdown(NamedTuple):
+    """A link that has 1/`factor` of its bandwidth while anything flows over another one."""
+
+    victim: int
+    by: int
+    factor: float
+
+
 class Route(NamedTuple):
     """How a transfer travels: the links it crosses, its latency [s] and its own rate limit [B/s]."""
 
@@ -107,6 +115,7 @@ class Program:
         self.edge_source = array("q")  # the edges source -> target, stream order included
         self.edge_target = array("q")
         self.allocations = Allocations()
+        self.slowdowns: list[Slowdown] = []
         self._handles: dict[str, int] = {}
         self._last_on_stream: dict[int, int] = {}
         self._route_index: dict[Route, int] = {}
@@ -150,6 +159,40 @@ class Program:
         if not 0.0 < bandwidth < inf:
             raise ProgramError(f"link {name!r}: bandwidth must be positive and finite, not {bandwidth} B/s")
         return self._add(Link(name, float(bandwidth)))
+
+    def slow(self, victim: int, by: int, factor: float) -> None:
+        """Let a link have 1/`factor` of its bandwidth while anything flows over another one.
+
+        For engines that hold each other up by more than a shared bandwidth explains: two kernels on one GPU, or
+        computing and loading on a phone, where one way and the other have factors of their own. A processor
+        takes part as a link of bandwidth 1 over which its work flows as transfers of seconds with a `max_rate`
+        of 1, on its stream. Factors of several links that slow the same one multiply. A transfer that crosses
+        both links slows itself, and one whose own `max_rate` is the tighter bound feels nothing.
+
+        Parameters
+        ----------
+        victim, by : int
+            Handles of two links.
+        factor : float
+            At least 1; a measured ratio of the times beside each other and alone.
+
+        Raises
+        ------
+        ProgramError
+            If a handle is no link, both are the same, the pair has a factor already, or the factor is below 1.
+        """
+        for link in (victim, by):
+            if not (0 <= link < len(self.resources) and isinstance(self.resources[link], Link)):
+                raise ProgramError(f"slowdown: {self._describe(link)} is not a link")
+        if victim == by:
+            raise ProgramError(f"slowdown: {self._describe(victim)} cannot slow itself")
+        if any((known.victim, known.by) == (victim, by) for known in self.slowdowns):
+            raise ProgramError(
+                f"slowdown: {self._describe(victim)} is slowed by {self._describe(by)} already"
+            )
+        if not 1.0 <= factor < inf:
+            raise ProgramError(f"slowdown: a factor must be at least 1 and finite, not {factor}")
+        self.slowdowns.append(Slowdown(victim, by, float(factor)))
 
     def memory(self, name: str, capacity: float, *, on_full: OnFull = "report") -> int:
         """Add a memory of `capacity` [B] (may be infinite).

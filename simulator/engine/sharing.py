@@ -7,15 +7,19 @@ are complete. However many share a bundle, a transfer costs O(log n), and only t
 When a transfer starts or ends, the bundles connected with it through shared links get new rates by
 progressive filling; a bundle alone on its links gets its rate at once. Changes are collected (`dirty`) and
 applied once an instant, by `settle`, before time advances.
+
+A link may lose bandwidth while another is in use (`Program.slow`); then, and only then, its bandwidth is no
+constant, and is set anew when the other falls idle or is taken up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
-from math import inf
+from math import inf, prod
 
 from simulator.engine.events import BUNDLE_DONE, Event, encode
+from simulator.engine.program import Slowdown
 
 
 def max_min_rates(
@@ -145,6 +149,8 @@ class LinkSharing:
         Source of sequence numbers.
     trace : list of (time, task, rate), optional
         Receives every rate that was in force.
+    slowdowns : sequence of Slowdown
+        Links that slow others.
     """
 
     def __init__(
@@ -153,9 +159,16 @@ class LinkSharing:
         events: list[Event],
         sequence: Iterator[int],
         trace: list[tuple[float, int, float]] | None = None,
+        slowdowns: Sequence[Slowdown] = (),
     ) -> None:
         self.dirty: list[int] = []  # links on which something changed at this instant
-        self._bandwidths = bandwidths
+        self._bandwidths = list(bandwidths)
+        self._unslowed = bandwidths
+        self._slows: dict[int, list[int]] = {}  # by link, those that it slows
+        self._slowed: dict[int, list[Slowdown]] = {}  # by link, what it is slowed by
+        for slowdown in slowdowns:
+            self._slows.setdefault(slowdown.by, []).append(slowdown.victim)
+            self._slowed.setdefault(slowdown.victim, []).append(slowdown)
         self._events = events
         self._sequence = sequence
         self._trace = trace
@@ -190,6 +203,10 @@ class LinkSharing:
             crossing = self._crossing[link]
             alone = alone and not crossing
             crossing[bundle.number] = bundle
+        if self._slows:
+            for link in bundle.path:
+                if link in self._slows and len(self._crossing[link]) == 1:
+                    self._slow(link)
         if alone:
             self._set_rate(bundle, min(bundle.max_rate, bundle.narrowest), now)
         else:
@@ -255,6 +272,18 @@ class LinkSharing:
             del crossing[bundle.number]
             if crossing:
                 self.dirty.append(link)
+            elif link in self._slows:
+                self._slow(link)
+
+    def _slow(self, by: int) -> None:
+        """Set the bandwidths of the links that `by` slows, which was taken up or has fallen idle."""
+        for victim in self._slows[by]:
+            factor = prod(slowdown.factor for slowdown in self._slowed[victim] if self._crossing[slowdown.by])
+            self._bandwidths[victim] = self._unslowed[victim] / factor
+            for bundle in self._bundles:
+                if victim in bundle.path:
+                    bundle.narrowest = min(self._bandwidths[link] for link in bundle.path)
+            self.dirty.append(victim)
 
     def _share(self, link: int, now: float, done: set[int]) -> None:
         """Fill the links and bundles connected with `link` progressively; add those links to `done`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from heapq import heappush
 from math import inf
+from typing import cast
 
 from simulator.engine.errors import ProgramError
 from simulator.engine.events import CALLBACK, encode
@@ -31,6 +32,29 @@ class Handle:
         """Do what is due, unless it was called off."""
         if not self.cancelled:
             self._callback()
+
+
+class RoomRequest:
+    """Bytes of a memory that a process has asked for.
+
+    Attributes
+    ----------
+    buffer : int or None
+        Number of the buffer, once there was room for it.
+    """
+
+    __slots__ = ("_give_up", "buffer", "cancelled")
+
+    def __init__(self, give_up: Callable[[RoomRequest], None]) -> None:
+        self._give_up = give_up
+        self.buffer: int | None = None
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Wait no longer; a buffer that its process was not told of yet is freed, one that it was is its own to free."""
+        if not self.cancelled:
+            self._give_up(self)
+            self.cancelled = True
 
 
 class Simulation:
@@ -72,6 +96,8 @@ class Simulation:
         self._buffers: dict[int, BufferRow] = {}
         self._n_buffers = 0
         self._n_callbacks = 0
+        self._tickets: dict[RoomRequest, int] = {}  # of requests that had to wait
+        self._untold: dict[RoomRequest, Handle] = {}  # of requests granted at this instant
         self._running = False
         self._executor.begin_ready()
 
@@ -102,6 +128,21 @@ class Simulation:
         executor.callbacks[number] = handle
         heappush(executor.events, (time, priority, next(executor.sequence), encode(CALLBACK, number)))
         return handle
+
+    def soon(self, callback: Callable[[], None]) -> Handle:
+        """Have `callback` called at this instant, after what is being handled now.
+
+        What it submits counts as released by the task whose end is being handled, if one is.
+        """
+        executor = self._executor
+        cause = executor.current
+
+        def call() -> None:
+            executor.current = cause
+            callback()
+            executor.current = -1
+
+        return self.at(self.now, call)
 
     def compute(
         self,
@@ -177,7 +218,7 @@ class Simulation:
         return self._executor.cancel(task)
 
     def allocate(self, memory: int, size: float, category: str, *, name: str = "") -> int:
-        """Take `size` bytes of a memory now, until they are freed.
+        """Take `size` bytes of a memory now, until they are freed, also before those who wait for room.
 
         Returns
         -------
@@ -194,11 +235,54 @@ class Simulation:
         self._check_memory(memory)
         row = BufferRow(memory, category, name, size, self.now)
         self._change(row, size, size)
-        buffer = self._n_buffers
-        self._n_buffers += 1
-        self._buffers[buffer] = row
-        self._rows.append(row)
-        return buffer
+        return self._register(row)
+
+    def request(
+        self, memory: int, size: float, category: str, on_grant: Callable[[int], None], *, name: str = ""
+    ) -> RoomRequest:
+        """Take `size` bytes of a memory as soon as they are free, until they are freed again.
+
+        A memory with ``on_full="block"`` serves those who wait, requests and tasks alike, first come first
+        served; any other has room at once.
+
+        Parameters
+        ----------
+        memory, size, category, name
+            As of `allocate`.
+        on_grant : callable
+            Called with the number of the buffer, at the instant in which the room is taken.
+
+        Returns
+        -------
+        RoomRequest
+            To wait no longer.
+
+        Raises
+        ------
+        ProgramError
+            If `memory` is no memory or the size is negative.
+        """
+        self._check_memory(memory)
+        row = BufferRow(memory, category, name, size, self.now)
+        _check_size(row, size)
+        request = RoomRequest(self._give_up)
+        executor = self._executor
+
+        def grant() -> None:
+            self._tickets.pop(request, None)
+            row.start = self.now
+            request.buffer = self._register(row)
+            handles[request] = self.soon(tell)
+
+        def tell() -> None:
+            del handles[request]
+            on_grant(cast(int, request.buffer))
+
+        handles = self._untold
+        ticket = executor.ask(memory, size, name, grant)
+        if ticket is not None:
+            self._tickets[request] = ticket
+        return request
 
     def free(self, buffer: int) -> None:
         """Give back a buffer; ProgramError if there is none of that number."""
@@ -258,9 +342,22 @@ class Simulation:
         self._executor.adopt(task, n_edges)
         return task
 
+    def _register(self, row: BufferRow) -> int:
+        buffer = self._n_buffers
+        self._n_buffers += 1
+        self._buffers[buffer] = row
+        self._rows.append(row)
+        return buffer
+
+    def _give_up(self, request: RoomRequest) -> None:
+        if request.buffer is None:
+            self._executor.withdraw(self._tickets.pop(request))
+        elif request in self._untold:
+            self._untold.pop(request).cancel()
+            self.free(request.buffer)
+
     def _change(self, row: BufferRow, difference: float, size: float) -> None:
-        if not 0.0 <= size < inf:
-            raise ProgramError(f"buffer {row.name!r}: size must be finite and not negative, is {size} B")
+        _check_size(row, size)
         self._executor.admission.change(row.memory, difference)
         if difference < 0.0:
             self._executor.let_in(row.memory)
@@ -273,3 +370,8 @@ class Simulation:
         if buffer not in self._buffers:
             raise ProgramError(f"there is no buffer {buffer}, or it was freed")
         return self._buffers[buffer]
+
+
+def _check_size(row: BufferRow, size: float) -> None:
+    if not 0.0 <= size < inf:
+        raise ProgramError(f"buffer {row.name!r}: size must be finite and not negative, is {size} B")

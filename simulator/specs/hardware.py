@@ -111,6 +111,18 @@ class Processor(Spec):
         return self
 
 
+class RandomRead(Spec):
+    """What random reads of one size were measured to reach, with as many outstanding as help."""
+
+    block: Bytes
+    """Bytes of one read."""
+    rate: ByteRate
+    span: Bytes | None = None
+    """Range of addresses they were scattered over; the whole device if absent."""
+    clock: Hertz | None = None
+    """Of the core that issued them, where that was seen to matter."""
+
+
 class MemoryDevice(Spec):
     """A device that only stores: DRAM modules of a socket, CXL card, NVMe drive, UFS."""
 
@@ -131,6 +143,8 @@ class MemoryDevice(Spec):
     write_latency: Seconds = 0.0
     read_iops: Rate | None = None
     """Random 4 KiB reads per second."""
+    random_read: tuple[RandomRead, ...] = ()
+    """Measured random reads; they take the place of `read_iops` wherever there are any."""
     write_iops: Rate | None = None
     endurance: Bytes | None = None
     """Bytes that may be written in its life."""
@@ -138,6 +152,15 @@ class MemoryDevice(Spec):
     price: Price = Price()
     link: str | None = None
     """Link type to its host (``pcie-4.0-x4``, ``cxl-2.0-x8``)."""
+
+    @model_validator(mode="after")
+    def _random_reads_are_a_surface(self) -> MemoryDevice:
+        points = [(read.block, read.span, read.clock) for read in self.random_read]
+        if len(set(points)) < len(points):
+            raise PydanticCustomError("hardware", "random_read: one block, span and clock has two rates")
+        if any(read.rate > self.read_bandwidth for read in self.random_read):
+            raise PydanticCustomError("hardware", "random_read: a rate is above read_bandwidth")
+        return self
 
 
 class LinkType(Spec):

@@ -39,6 +39,8 @@ class Store:
     """The processor that it is attached to, or its own name for a device on a link."""
     tier: str
     """hbm, dram, cxl, nvme, ssd or ufs: the row of the footprint ledger."""
+    device: MemoryDevice | None = field(default=None, compare=False, repr=False)
+    """Data sheet of a device that only stores: what scattered reads of it reach (`simulator.cost.read_rate`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +318,7 @@ def _device_store(name: str, device: MemoryDevice, capacity: float | None, bandw
         read = Edge(f"{name}.read", read_bandwidth, device.read_latency)
         write = Edge(f"{name}.write", write_bandwidth, device.write_latency)
     tier = {"ssd": "nvme"}.get(device.kind, device.kind)
-    return Store(name, device.technology, capacity or device.capacity, read, write, name, tier)
+    return Store(name, device.technology, capacity or device.capacity, read, write, name, tier, device)
 
 
 def _with_memory(engine: Engine, stores: list[Store], links: list[tuple[str, str, Edge]]) -> Engine:

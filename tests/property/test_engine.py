@@ -342,3 +342,98 @@ def test_cancelling_keeps_the_books(case, data):
     for stream in range(N_STREAMS):
         tasks = [index for index, task in enumerate(case.tasks) if task.stream == stream]
         assert (timeline.start[tasks[1:]] >= timeline.end[tasks[:-1]]).all()
+
+
+slowdowns = st.lists(
+    st.tuples(
+        st.integers(0, N_LINKS - 1), st.integers(0, N_LINKS - 1), st.sampled_from([1.0, 1.5, 2.0, 4.0])
+    ).filter(lambda pair: pair[0] != pair[1]),
+    max_size=4,
+    unique_by=lambda pair: pair[:2],
+)
+
+
+def carried(timeline):
+    """Return for each link the integral of the rates of the transfers that cross it."""
+    totals = {f"link{link}": 0.0 for link in range(N_LINKS)}
+    for task, begin, end, rate in rate_segments(timeline):
+        for link in timeline.program.routes[timeline.program.route[task]].path:
+            totals[timeline.program.resources[link].name] += rate * (end - begin)
+    return totals
+
+
+@laws
+@given(cases(), slowdowns, st.data())
+def test_every_link_carries_what_its_transfers_moved(case, pairs, data):
+    """In a program and in a simulation that submits and cancels, with links that slow each other."""
+    program, streams, links = resources(case)
+    for victim, by, factor in pairs:
+        program.slow(links[victim], links[by], factor)
+    simulation = Simulation(program, record_rates=True)
+    later = [task for task in case.tasks if not task.after]
+    for task in case.tasks:
+        add_task(program, task, streams, links)
+    for task in later:
+        moment = data.draw(st.floats(0.0, 8.0))
+        simulation.at(moment, lambda task=task: add_task(simulation, task, streams, links))
+    if later:
+        dropped, moment = data.draw(st.integers(0, len(later) - 1)), data.draw(st.floats(8.0, 12.0))
+        simulation.at(moment, lambda: simulation.cancel(dropped))
+    for timeline in (execute(program, record_rates=True), simulation.run()):
+        assert timeline.moved() == pytest.approx(carried(timeline), rel=1e-9, abs=1e-9)
+        assert not np.isnan(timeline.end).any()
+
+
+@laws
+@given(cases(), slowdowns)
+def test_links_that_slow_each_other_are_never_faster(case, pairs):
+    """One transfer at a time: beside nothing, nothing is slowed; in all no more than by all factors."""
+    tasks = tuple(task if task.path is None else replace(task, stream=0) for task in case.tasks)
+    alone = execute(build(Case(tasks, case.bandwidths)))
+    program, streams, links = resources(case)
+    for victim, by, factor in pairs:
+        program.slow(links[victim], links[by], factor)
+    for task in tasks:
+        add_task(program, task, streams, links)
+    slowed = execute(program)
+    assert (slowed.end >= alone.end * (1 - 1e-12)).all()
+    assert slowed.makespan <= alone.makespan * np.prod([factor for *_, factor in pairs]) * (1 + 1e-12)
+    crossing_both = any({victim, by} <= set(task.path or ()) for task in tasks for victim, by, _ in pairs)
+    if not crossing_both:
+        np.testing.assert_array_equal(slowed.end, alone.end)
+
+
+@laws
+@given(
+    st.lists(st.tuples(st.floats(0.0, 5.0), st.floats(0.1, 4.0), st.floats(1.0, 9.0)), min_size=1, max_size=8)
+)
+def test_asking_for_room_equals_claiming_it(jobs):
+    """Jobs (arrival, seconds, bytes) in a memory of 10 B: as a program, and as processes that ask."""
+    program = Program()
+    memory = program.memory("hbm", 10.0, on_full="block")
+    twin = Program()
+    twin_memory = twin.memory("hbm", 10.0, on_full="block")
+    simulation = Simulation(twin)
+    streams = [simulation.program.stream(str(index)) for index in range(len(jobs))]
+    ended = {}
+
+    def ask(index):
+        def work(buffer):
+            simulation.compute(streams[index], jobs[index][1], on_end=lambda _: finish(buffer))
+
+        def finish(buffer):
+            ended[index] = simulation.now
+            simulation.free(buffer)
+
+        simulation.request(twin_memory, jobs[index][2], "work", work)
+
+    tasks = []
+    for index, (arrival, seconds, size) in enumerate(jobs):
+        stream = program.stream(str(index))
+        waited = program.compute(stream, arrival)
+        tasks.append(program.compute(stream, seconds, after=[waited]))
+        program.allocate(memory, size, "work", at=tasks[-1], until=[tasks[-1]])
+        simulation.at(arrival, lambda index=index: ask(index))
+    timeline, dynamic = execute(program), simulation.run()
+    assert [ended[index] for index in range(len(jobs))] == timeline.end[tasks].tolist()
+    assert dynamic.ledger.peak("hbm").bytes == timeline.ledger.peak("hbm").bytes

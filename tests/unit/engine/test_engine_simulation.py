@@ -271,3 +271,105 @@ def test_a_simulation_without_a_program_is_a_clock():
     simulation.at(2.0, lambda: called.append(simulation.now))
     assert simulation.run(until=inf).makespan == 0.0
     assert called == [2.0]
+
+
+def test_a_process_that_asks_for_room_is_called_back(machine):
+    """100 B: 60 are held until 2 s, so 50 wait; 30 behind them would fit and wait too, first come first served."""
+    simulation = Simulation(machine)
+    held = simulation.allocate(HBM, 60.0, "weights")
+    granted = []
+
+    def work(buffer):
+        granted.append((buffer, simulation.now))
+        simulation.compute(GPU, 1.0, on_end=lambda _: simulation.free(buffer))
+
+    first = simulation.request(HBM, 50.0, "kv", work, name="first")
+    second = simulation.request(HBM, 30.0, "kv", work, name="second")
+    assert (first.buffer, second.buffer, simulation.used(HBM)) == (None, None, 60.0)
+    simulation.at(2.0, lambda: simulation.free(held))
+    timeline = simulation.run()
+    assert granted == [(1, 2.0), (2, 2.0)]
+    assert (first.buffer, second.buffer) == (1, 2)
+    times, by_category = timeline.ledger.resident("hbm")
+    assert times.tolist() == [0.0, 2.0, 3.0, 4.0]
+    assert by_category["kv"].tolist() == [0.0, 80.0, 30.0, 0.0]
+
+
+def test_room_that_is_free_is_granted_at_once_and_after_the_caller(machine):
+    simulation = Simulation(machine)
+    calls = []
+    for memory in (HBM, DRAM):
+        request = simulation.request(memory, 90.0, "kv", calls.append)
+        assert (request.buffer is not None, calls) == (True, [])
+    simulation.run()
+    assert calls == [0, 1]
+    # The other memory only reports.
+    assert simulation.used(DRAM) == 90.0
+
+
+def test_tasks_and_requests_wait_in_one_queue(machine):
+    """Static work that needs 80 B waits for 50 B held until 1 s; a request behind it waits for its end."""
+    held = machine.compute(GPU, 1.0)
+    machine.allocate(HBM, 50.0, "a", until=[held])
+    needy = machine.transfer([LINK], 20.0)
+    machine.allocate(HBM, 80.0, "b", at=needy, until=[needy])
+    simulation = Simulation(machine)
+    granted = []
+    simulation.request(HBM, 40.0, "c", lambda _: granted.append(simulation.now))
+    timeline = simulation.run()
+    assert (timeline.start[needy], granted) == (1.0, [3.0])
+
+
+def test_what_a_granted_process_submits_is_on_the_critical_path(machine):
+    held = machine.compute(GPU, 1.0)
+    machine.allocate(HBM, 100.0, "a", until=[held])
+    simulation = Simulation(machine)
+    simulation.request(HBM, 10.0, "b", lambda _: simulation.transfer([LINK], 20.0))
+    path = simulation.run().critical_path()
+    assert (path.tasks.tolist(), path.waits.tolist(), path.total) == ([0, 1], [0.0, 0.0], 3.0)
+
+
+def test_a_request_is_called_off(machine):
+    simulation = Simulation(machine)
+    held = simulation.allocate(HBM, 60.0, "a")
+    calls = []
+    waiting, behind = (
+        simulation.request(HBM, size, "b", lambda buffer: calls.append(buffer)) for size in (70.0, 40.0)
+    )
+    waiting.cancel()
+    waiting.cancel()
+    # What waited behind it has got its room, but nobody was told so yet.
+    assert behind.buffer is not None
+    behind.cancel()
+    assert simulation.used(HBM) == 60.0
+    simulation.free(held)
+    kept = simulation.request(HBM, 70.0, "b", lambda buffer: calls.append(buffer))
+    simulation.run()
+    kept.cancel()
+    assert (calls, simulation.used(HBM)) == ([kept.buffer], 70.0)
+
+
+def test_a_request_that_nothing_can_meet_is_a_deadlock(machine):
+    simulation = Simulation(machine)
+    simulation.allocate(HBM, 60.0, "a")
+    simulation.request(HBM, 70.0, "b", lambda _: None, name="layer 3")
+    with pytest.raises(
+        DeadlockError, match=r"buffer 'layer 3' needs 70 bytes of memory 'hbm'.*30 bytes short"
+    ):
+        simulation.run()
+    with pytest.raises(ProgramError, match="must be finite and not negative"):
+        simulation.request(HBM, -1.0, "b", lambda _: None)
+
+
+def test_what_is_due_soon_comes_after_what_is_handled(machine):
+    simulation = Simulation(machine)
+    order = []
+
+    def ended(_):
+        simulation.soon(lambda: order.append(("soon", simulation.compute(GPU, 1.0))))
+        order.append("now")
+
+    simulation.compute(GPU, 1.0, on_end=ended)
+    timeline = simulation.run()
+    assert order == ["now", ("soon", 1)]
+    assert (timeline.cause[1], timeline.makespan) == (0, 2.0)
