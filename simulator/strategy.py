@@ -13,7 +13,16 @@ from typing import Any, Literal, Protocol
 from simulator.cost import Breakdown, CostModel, class_errors
 from simulator.engine import Timeline
 from simulator.graph import Axis, ModelGraph
-from simulator.specs import Calibration, Hardware, MemroofError, Model, OperatorClass, Scenario, Span
+from simulator.specs import (
+    Calibration,
+    Hardware,
+    MeasuredLayers,
+    MemroofError,
+    Model,
+    OperatorClass,
+    Scenario,
+    Span,
+)
 
 Bottleneck = Literal[
     "compute", "memory", "tensor-parallel link", "context-parallel link", "expert-parallel link", "network", "host link",
@@ -38,6 +47,15 @@ class Setup:
     """Of a serving fleet: hardware and cost model of each pool that has its own."""
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """Prices that were worked out, which runs of setups made from this one take over; nothing else is kept here."""
+
+    layers: MeasuredLayers | None = None
+    """Measured layers that the scenario names in place of a model."""
+
+    @property
+    def subject(self) -> str:
+        """Name of what is simulated: the model, or its measured layers; empty where there is neither."""
+        found = self.described or self.layers
+        return found.name if found else ""
 
     @property
     def model(self) -> Model:

@@ -16,7 +16,7 @@ def to_dict(result: Result) -> dict[str, Any]:
     document = {
         "scenario": result.name,
         "kind": result.kind,
-        "model": result.setup.model.name,
+        "model": result.setup.subject,
         "hardware": {
             "name": result.setup.hardware.name,
             "nodes": result.setup.hardware.nodes,

@@ -169,10 +169,11 @@ class Result:
     def sources(self) -> tuple[str, ...]:
         """Data sheets, configurations, papers and constants that the answer rests on."""
         setup = self.setup
+        described = [item.source for item in (setup.described, setup.layers) if item]
         network = [link.source for _, link in setup.hardware.network] if setup.hardware.nodes > 1 else []
         node = setup.hardware.machine.node
         found = [
-            setup.scenario.source, setup.model.source, *(device.source for device in setup.hardware.devices),
+            setup.scenario.source, *described, *(device.source for device in setup.hardware.devices),
             node.source if node else "", *network, setup.cost.calibration.source,
             *(cost.calibration.source for cost in setup.others.values()), *self.outcome.sources,
             *(e.source for e in setup.scenario.expect.values()),

@@ -17,6 +17,7 @@ from simulator.specs import (
     MemroofError,
     Scenario,
     ServingScenario,
+    TaskPacksScenario,
     read_measured,
 )
 from simulator.strategy import Setup
@@ -61,7 +62,10 @@ def load(
         measured = read_measured(Path(checked.measured), name) if checked.measured else None
         costs[name] = cost_model(alone, catalog.calibration(alone.device), measured, training=training)
     first, *others = costs.items()
-    return Setup(checked, model, hardware, first[1], dict(others), _pools(checked, catalog))
+    named = checked.layers if isinstance(checked, TaskPacksScenario) else ""
+    layers = catalog.layers(named) if named else None
+    pools = _pools(checked, catalog)
+    return Setup(checked, model, hardware, first[1], dict(others), pools, layers=layers)
 
 
 def _pools(scenario: Scenario, catalog: Catalog) -> tuple[tuple[Hardware, CostModel] | None, ...]:

@@ -159,7 +159,7 @@ def check_document(document: Document, catalog: Catalog, overrides: dict[str, st
     own = {
         key: value
         for key, value in overrides.items()
-        if key.partition(".")[0] not in FOLDERS or key == "model"
+        if key.partition(".")[0] not in FOLDERS or key in ("model", "layers")
     }
     scenario = catalog.check_scenario(override(document, own) if own else document)
     choice = scenario.hardware

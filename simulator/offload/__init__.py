@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from simulator.specs import MemroofError
+from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 from simulator.strategy import Outcome, Remedy, Setup, Strategy
 
 METHODS: Mapping[type, str] = {
     ZigzagScenario: "simulator.offload.zigzag",
+    TaskPacksScenario: "simulator.offload.task_packs",
 }
 """The package that lowers each kind of offload scenario; imported when it is first needed."""
 

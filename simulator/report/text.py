@@ -51,7 +51,8 @@ def title(result: Result) -> str:
     else:
         nodes = f"{hardware.nodes} x " if hardware.nodes > 1 and not hardware.others else ""
         place = f"{nodes}{hardware.name}, {outcome.devices} x {devices}"
-    return f"{result.name}: {result.kind} of {result.setup.model.name} on {place}"
+    subject = f" of {result.setup.subject}" if result.setup.subject else ""
+    return f"{result.name}: {result.kind}{subject} on {place}"
 
 
 def summary_lines(values: Mapping[str, Value], headline: str) -> list[str]:

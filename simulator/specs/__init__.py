@@ -8,6 +8,7 @@ from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownName
 from simulator.specs.hardware import Cluster, LinkType, MemoryDevice, Network, Node, NumberFormat, Processor
 from simulator.specs.machine import Edge, Engine, Machine, Route, Span, Store, Tier
 from simulator.specs.measured import MeasuredTable, read_measured
+from simulator.specs.measured_layers import MeasuredLayers
 from simulator.specs.model import LatentAttention, MixtureOfExperts, Model
 from simulator.specs.network import PairRates, Part
 from simulator.specs.offload_scenario import OffloadScenario
@@ -15,6 +16,7 @@ from simulator.specs.operations import Operations
 from simulator.specs.scenario import Scenario
 from simulator.specs.serving_scenario import ServiceObjective, ServingScenario, ServingStrategy
 from simulator.specs.serving_workload import ServingWorkload
+from simulator.specs.task_packs_scenario import TaskPacksScenario, TaskPacksStrategy
 from simulator.specs.training_scenario import TrainingScenario, TrainingStrategy, TrainingWorkload
 from simulator.specs.zigzag_scenario import ZigzagScenario, ZigzagStrategy, ZigzagWorkload
 
@@ -31,6 +33,7 @@ __all__ = [
     "LatentAttention",
     "LinkType",
     "Machine",
+    "MeasuredLayers",
     "MeasuredTable",
     "MemoryDevice",
     "MemroofError",
@@ -56,6 +59,8 @@ __all__ = [
     "Spec",
     "SpecError",
     "Store",
+    "TaskPacksScenario",
+    "TaskPacksStrategy",
     "Tier",
     "TrainingScenario",
     "TrainingStrategy",

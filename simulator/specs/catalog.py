@@ -31,6 +31,7 @@ from simulator.specs.hardware import (
 )
 from simulator.specs.machine import Engine, Machine, build_machine
 from simulator.specs.matrix import pair_rates
+from simulator.specs.measured_layers import MeasuredLayers
 from simulator.specs.model import Model
 from simulator.specs.network import PairRates, Part
 from simulator.specs.scenario import Scenario, schema_of
@@ -45,9 +46,16 @@ FOLDERS = {
     "cluster": "hardware_specs/clusters",
     "calibration": "hardware_specs/calibration",
     "model": "models_zoo",
+    "layers": "measured_layers",
     "scenario": "scenarios",
 }
-_SCHEMAS: dict[str, type[Spec]] = {"link": LinkType, "node": Node, "cluster": Cluster, "model": Model}
+_SCHEMAS: dict[str, type[Spec]] = {
+    "link": LinkType,
+    "node": Node,
+    "cluster": Cluster,
+    "model": Model,
+    "layers": MeasuredLayers,
+}
 _Checked = TypeVar("_Checked", bound=Spec)
 
 
@@ -93,7 +101,7 @@ class Catalog:
 
     def _scope(self, key: str) -> tuple[str, str]:
         kind, _, rest = key.partition(".")
-        if kind not in FOLDERS or (kind == "model" and not rest):
+        if kind not in FOLDERS or (kind in ("model", "layers") and not rest):
             return "scenario", key
         names = [name for name in self.names(kind) if rest.startswith(name + ".")]
         if not names:
@@ -170,6 +178,12 @@ class Catalog:
         if name.endswith((".yaml", ".yml")):
             return validate(self._assigned(read_document(Path(name)), f"model:{Path(name).stem}"), Model)
         return self._checked("model", name, Model)
+
+    def layers(self, name: str) -> MeasuredLayers:
+        """Return measured layers by name, or read them from a path that ends in ``.yaml``."""
+        if name.endswith((".yaml", ".yml")):
+            return validate(read_document(Path(name)), MeasuredLayers)
+        return self._checked("layers", name, MeasuredLayers)
 
     def calibration(self, device: Processor) -> Calibration:
         """Return a device's constants: fitted ones where they exist, else those of its architecture or kind.
@@ -404,6 +418,9 @@ class Catalog:
         named = scenario.model
         if named and not named.endswith((".yaml", ".yml")) and named not in self._files["model"]:
             faults.append((("model",), unknown("model", named, self.names("model"))))
+        layers = getattr(scenario, "layers", "")
+        if layers and not layers.endswith((".yaml", ".yml")) and layers not in self._files["layers"]:
+            faults.append((("layers",), unknown("layers", layers, self.names("layers"))))
         choice = scenario.hardware
         for kind in ("device", "node", "cluster"):
             name = getattr(choice, kind)

@@ -6,6 +6,7 @@ from simulator.specs.errors import SpecError, did_you_mean
 from simulator.specs.offload_scenario import OffloadScenario
 from simulator.specs.serving_scenario import ServingScenario
 from simulator.specs.source import Document
+from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.training_scenario import TrainingScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 
@@ -14,6 +15,7 @@ Schema = type[TrainingScenario] | type[ServingScenario] | type[OffloadScenario]
 KINDS = ("training", "serving", "offload")
 OFFLOAD_METHODS: dict[str, type[OffloadScenario]] = {
     "zigzag": ZigzagScenario,
+    "task-packs": TaskPacksScenario,
 }
 """By ``strategy.method``; the first is meant where none is named."""
 
