@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from simulator.cost import CostModel
 from simulator.graph import Block, ModelGraph, Numerics, Shape, build
@@ -14,6 +15,7 @@ from simulator.offload.columns import BOTTLENECKS, COLUMNS, Rows
 from simulator.offload.zigzag.prices import ALONE, live_bytes
 from simulator.specs import MeasuredLayers, MemroofError, Model, TaskPacksStrategy
 
+Integers = npt.NDArray[np.int64]
 FLOAT32 = 4.0
 STATES: Mapping[str, int] = {"adam": 2, "momentum": 1, "sgd": 0}
 """Values in fp32 that an optimizer keeps for each parameter, the parameter itself left out."""
@@ -34,7 +36,7 @@ class PassTable:
     working: Mapping[str, Rows]
     """By pass, the bytes that a layer needs while it runs; of a pack, the largest counts."""
 
-    def pack_memory(self, which: str, bounds: Rows) -> Rows:
+    def pack_memory(self, which: str, bounds: Integers) -> Rows:
         """Return the bytes of packs that lie between ascending layer numbers; shape (bounds - 1,).
 
         The first layer's input, what all layers add, and the most that one of them needs while it runs.
@@ -93,7 +95,10 @@ def measured_layers(profile: MeasuredLayers) -> Layers:
     (Li et al. 2022; analyze_profiles.py of its repository).
     """
     given = [layer for layer in profile.layers for _ in range(layer.count)]
-    column: Callable[[str], Rows] = lambda key: np.array([float(getattr(layer, key)) for layer in given])
+
+    def column(key: str) -> Rows:
+        return np.array([float(getattr(layer, key)) for layer in given])
+
     weights, buffers = column("weights"), column("buffers")
     count = len(given)
     inputs = np.append(column("input"), 0.0)
@@ -204,7 +209,7 @@ def _saved(block: Block) -> float:
 def _row(cost: CostModel, block: Block, parts: tuple[Any, ...]) -> Rows:
     total = cost.total([work for part in parts for work in block.works(part)], ALONE)
     row = np.zeros(len(COLUMNS))
-    named = {**total.by_bound, **total.by_class}
+    named: dict[Any, Any] = {**total.by_bound, **total.by_class}
     for name, seconds in named.items():
         if name in COLUMNS:
             row[COLUMNS.index(name)] = float(seconds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -426,7 +427,7 @@ class _Lowering:
     def _parts(self, pack: Pack) -> list[Pack]:
         """Cut a pack where the input of a layer is stashed."""
         cuts = sorted({pack[0], *(layer for layer in self.stash if pack[0] < layer < pack[1]), pack[1]})
-        return list(zip(cuts, cuts[1:], strict=False))
+        return list(pairwise(cuts))
 
     def _compute(
         self, run: _Run, low: int, high: int, i: int, after: Sequence[int], tag: str, rows: Rows

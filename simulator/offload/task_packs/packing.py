@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from simulator.offload.columns import BOTTLENECKS, Rows
-from simulator.offload.task_packs.layers import PassTable
+from simulator.offload.task_packs.layers import Integers, PassTable
 from simulator.specs.task_packs_scenario import PackMethod
 
 Pack = tuple[int, int]
@@ -75,7 +76,7 @@ def pack(
     return None
 
 
-def balanced(weight: Rows, packs: int) -> Rows | None:
+def balanced(weight: Rows, packs: int) -> Integers | None:
     """Return the layer numbers between which ``packs`` packs of about equal weight lie; None if one were empty."""
     if packs > len(weight):
         return None
@@ -85,7 +86,7 @@ def balanced(weight: Rows, packs: int) -> Rows | None:
     return bounds if (np.diff(bounds) > 0).all() else None
 
 
-def fits(table: PassTable, which: str, bounds: Rows, limit: float) -> bool:
+def fits(table: PassTable, which: str, bounds: Integers, limit: float) -> bool:
     """Return whether every pack between layer numbers stays within ``limit`` bytes."""
     return bool((table.pack_memory(which, bounds) <= limit).all())
 
@@ -115,6 +116,5 @@ def _greedy(table: PassTable, which: str, layers: int, limit: float) -> tuple[Pa
     return _pairs(np.array([0, *reversed(bounds)]))
 
 
-def _pairs(bounds: Rows) -> tuple[Pack, ...]:
-    numbers = [int(bound) for bound in bounds]
-    return tuple(zip(numbers, numbers[1:], strict=False))
+def _pairs(bounds: Integers) -> tuple[Pack, ...]:
+    return tuple(pairwise(int(bound) for bound in bounds))

@@ -19,7 +19,7 @@ from simulator.offload.task_packs.layers import (
 )
 from simulator.offload.task_packs.lower import BACKWARD, FORWARD, reserved_memory
 from simulator.offload.task_packs.search import Found, samples_of, search
-from simulator.offload.task_packs.server import Server, alone, find_server
+from simulator.offload.task_packs.server import Server, alone, divided, find_server
 from simulator.offload.task_packs.virtual import (
     Demand,
     demand,
@@ -84,7 +84,8 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
             if base is None
             else _on_demand(setup, layers, single, base[0], updates)
         )
-    found = search(scenario, layers, whole if scenario.strategy.mode == "pipeline" else single, capacity)
+    several = divided(whole) if scenario.strategy.link_sharing == "even" else whole
+    found = search(scenario, layers, several if scenario.strategy.mode == "pipeline" else single, capacity)
     if found is None:
         return _not_run(setup, layers, capacity, whole.gpus)
     even = share * whole.gpus == scenario.workload.minibatch
@@ -345,7 +346,7 @@ def _common(setup: Setup, layers: Layers) -> list[str]:
         found.append(f"layers as measured on {setup.layers.device}: {setup.layers.source}")
     rates = scenario_of(setup).strategy.rates
     if rates.swap or rates.peer or rates.message:
-        found.append("rates of copies are the scenario's own, measured ones; links share them max-min fairly")
+        found.append("rates of copies are the scenario's own, measured ones")
     return found
 
 
@@ -354,6 +355,10 @@ def _assumptions(setup: Setup, layers: Layers, found: Found, gpus: int) -> tuple
     notes = _common(setup, layers)
     if strategy.mode == "pipeline":
         notes.append(f"packs go round {gpus} GPUs; each pack's weights are swapped on one GPU only")
+        if strategy.link_sharing == "even":
+            notes.append(
+                "each GPU has a fixed part of the links that several use, whether the others use theirs or not"
+            )
     elif gpus > 1:
         notes.append(
             f"{gpus} GPUs do the same at the same time, so that one is simulated with its share of what they have in common; "

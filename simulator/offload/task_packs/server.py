@@ -100,6 +100,25 @@ def alone(server: Server) -> Server:
     return replace(server, ranks=(replace(first, channels=channels, host=host),), peers={})
 
 
+def divided(server: Server) -> Server:
+    """Return GPUs each with a fixed part of what several of them use, whether the others use theirs or not.
+
+    So Harmony's event simulator has it: swaps at 1/N of the rate, copies between peers undisturbed by swaps.
+    """
+    ranks = []
+    for tiers in server.ranks:
+        channels = {}
+        for way in ((DRAM, GPU), (GPU, DRAM)):
+            users = Counter(name for other in server.ranks for name, _ in other.channels[way].links)
+            channels[way] = _own(_divided(tiers.channels[way], users), f"of gpu{tiers.rank}")
+        ranks.append(replace(tiers, channels=channels))
+    peers = {
+        pair: _own(channel, f"from gpu{pair[0]} to gpu{pair[1]}") for pair, channel in server.peers.items()
+    }
+    messages = _divided(server.messages, {name: server.gpus for name, _ in server.messages.links})
+    return replace(server, ranks=tuple(ranks), peers=peers, messages=_own(messages, "for messages"))
+
+
 def scaled(channel: Channel, factor: float) -> Channel:
     """Return a channel whose links have ``factor`` times their bandwidth, and whose copies reach the narrowest."""
     links = tuple((name, bandwidth * factor) for name, bandwidth in channel.links)
@@ -120,6 +139,11 @@ def _sustained(tiers: Tiers, factor: float, context: float | None, *, measured: 
         own = pools[GPU]
         pools[GPU] = replace(own, capacity=max(0.0, own.stores[0].capacity - context))
     return replace(tiers, pools=pools, channels=channels, host=host)
+
+
+def _own(channel: Channel, label: str) -> Channel:
+    """Return a channel over links that no other has."""
+    return replace(channel, links=tuple((f"{name} {label}", bandwidth) for name, bandwidth in channel.links))
 
 
 def _divided(channel: Channel, users: Mapping[str, int]) -> Channel:

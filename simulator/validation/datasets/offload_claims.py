@@ -18,7 +18,9 @@ from simulator.validation.datasets.runs import Case, metrics_of
 if TYPE_CHECKING:
     import pandas as pd
 
-SYSTEMS: Mapping[str, str] = {}
+SYSTEMS: Mapping[str, str] = {
+    "Harmony": "harmony",
+}
 """By the name of the system in the file, the module of this package whose ``claim`` reads its rows."""
 UNKNOWN = "system has no scenarios yet"
 
