@@ -59,6 +59,9 @@ class TaskPacksStrategy(Spec):
     prefetch: bool = True
     """Double buffers: inputs of the next micro-batch, gradients and the next pack's weights come in during computation."""
     rates: SwapRates = SwapRates()
+    link_sharing: Literal["fair", "even"] = "fair"
+    """Of links that the GPUs of a pipeline have in common: fair among the copies of the moment, or in fixed equal parts as
+    Harmony's simulator has it."""
     task_overhead: Seconds = DELETION
     """Time after each task in which its tensors are dropped and its GPU waits."""
     precision: Literal["fp32", "fp16", "bf16"] | None = None
@@ -78,6 +81,7 @@ class TaskPacksStrategy(Spec):
                 "packing",
                 "memory_limit",
                 "prefetch",
+                "link_sharing",
             )
             given = sorted(self.model_fields_set.intersection((*unused, "task_overhead")))
             if given:
@@ -85,6 +89,11 @@ class TaskPacksStrategy(Spec):
                     "scenario", "{message}",
                     {"message": f"{given[0]!r} decides nothing in mode 'virtualised', which swaps tensors on demand"},
                 )  # fmt: skip
+        if self.mode == "data-parallel" and "link_sharing" in self.model_fields_set:
+            raise PydanticCustomError(
+                "scenario",
+                "'link_sharing' decides nothing in mode 'data-parallel', whose GPUs copy at the same time",
+            )
         return self
 
 

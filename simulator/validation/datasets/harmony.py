@@ -42,7 +42,7 @@ def claim(row: Any) -> Claim:
 
 
 def content(layers: str, mode: str) -> dict[str, Any]:
-    """Return the scenario that Harmony's simulator ran: two GPUs, minibatch 32, packs of 10 GiB at most, no prefetch.
+    """Return the scenario that Harmony's simulator ran: two GPUs, minibatch 32, packs of 10 GiB at most, no prefetch, equal parts of the uplink.
 
     The schedule of BERT-Large came from all of its ways of packing, the others from packs balanced by time.
     """
@@ -59,6 +59,7 @@ def content(layers: str, mode: str) -> dict[str, Any]:
             "memory_limit": "10 GiB",
             "context_memory": "400 MB",
             "prefetch": False,
+            **({"link_sharing": "even"} if mode == "pipeline" else {}),
             "rates": {"swap": "11.5 GiB/s", "peer": "8.2 GiB/s", "message": "16 GiB/s"},
         },
     }
