@@ -64,6 +64,8 @@ class TaskPacksStrategy(Spec):
     Harmony's simulator has it."""
     task_overhead: Seconds = DELETION
     """Time after each task in which its tensors are dropped and its GPU waits."""
+    baseline_micro_batch: Positive | None = None
+    """Of the virtualised memory that the answer is compared with; its fastest if absent."""
     precision: Literal["fp32", "fp16", "bf16"] | None = None
     """Of products, weights on the GPU and gradients of a priced model; fp32 if absent."""
     optimizer: OptimizerName | None = None
@@ -82,6 +84,7 @@ class TaskPacksStrategy(Spec):
                 "memory_limit",
                 "prefetch",
                 "link_sharing",
+                "baseline_micro_batch",
             )
             given = sorted(self.model_fields_set.intersection((*unused, "task_overhead")))
             if given:

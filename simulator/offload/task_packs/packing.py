@@ -12,6 +12,8 @@ from simulator.offload.columns import BOTTLENECKS, Rows
 from simulator.offload.task_packs.layers import Integers, PassTable
 from simulator.specs.task_packs_scenario import PackMethod
 
+ROUNDING = 1e-9
+"""Part of the whole by which running sums may be off."""
 Pack = tuple[int, int]
 """First layer, and the one behind the last."""
 
@@ -81,7 +83,9 @@ def balanced(weight: Rows, packs: int) -> Integers | None:
     if packs > len(weight):
         return None
     running = np.cumsum(weight)
-    cuts = np.searchsorted(running, running[-1] / packs * np.arange(1, packs), side="left")
+    # layers that end on a share, but for rounding, belong before the cut
+    shares = running[-1] / packs * np.arange(1, packs) + ROUNDING * running[-1]
+    cuts = np.searchsorted(running, shares, side="right")
     bounds = np.array([0, *cuts, len(weight)])
     return bounds if (np.diff(bounds) > 0).all() else None
 

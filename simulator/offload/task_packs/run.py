@@ -89,7 +89,8 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     if found is None:
         return _not_run(setup, layers, capacity, whole.gpus)
     even = share * whole.gpus == scenario.workload.minibatch
-    base = _virtual(setup, layers, single, capacity, share, updates, None) if even else None
+    asked = scenario.strategy.baseline_micro_batch
+    base = _virtual(setup, layers, single, capacity, share, updates, asked) if even else None
     return _outcome(setup, layers, whole.gpus, found, base)
 
 
@@ -119,7 +120,9 @@ def _virtual(
 ) -> tuple[Demand, float] | None:
     """Return the fastest micro-batch size of virtualised data parallelism, and its seconds."""
     best: tuple[Demand, float] | None = None
-    for size in known_micro_batches(layers, share, BACKWARD, asked, "strategy.backward_micro_batch"):
+    own = scenario_of(setup).strategy.mode == "virtualised"
+    key = "strategy.backward_micro_batch" if own else "strategy.baseline_micro_batch"
+    for size in known_micro_batches(layers, share, BACKWARD, asked, key):
         if size > layers.largest[FORWARD]:
             continue
         found = demand(layers, capacity, size, share // size)

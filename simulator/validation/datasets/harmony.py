@@ -42,9 +42,10 @@ def claim(row: Any) -> Claim:
 
 
 def content(layers: str, mode: str) -> dict[str, Any]:
-    """Return the scenario that Harmony's simulator ran: two GPUs, minibatch 32, packs of 10 GiB at most, no prefetch, equal parts of the uplink.
+    """Return the scenario that Harmony's simulator ran.
 
-    The schedule of BERT-Large came from all of its ways of packing, the others from packs balanced by time.
+    Two GPUs, minibatch 32, packs of 10 GiB at most, nothing fetched ahead, equal parts of the uplink. The schedule of
+    BERT-Large came from all of its ways of packing, the others from packs balanced by time.
     """
     every = ["balanced-time", "balanced-memory", "greedy"]
     return {
