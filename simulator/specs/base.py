@@ -117,7 +117,7 @@ class _Quantity:
 
 
 Bytes = Annotated[float, _Quantity("bytes")]
-BytesOrNone = Annotated[float, _Quantity("bytes", exclusive=False)]
+ByteSize = Annotated[float, _Quantity("bytes", exclusive=False)]
 """Bytes of what may be empty."""
 ByteRate = Annotated[float, _Quantity("bytes/s")]
 Seconds = Annotated[float, _Quantity("seconds", exclusive=False)]

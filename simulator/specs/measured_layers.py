@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from simulator.specs.base import BytesOrNone, Seconds, Spec
+from simulator.specs.base import ByteSize, Seconds, Spec
 from simulator.specs.model import Depth, Positive
 
 
@@ -20,7 +20,7 @@ class MeasuredPass(Spec):
 
     time: list[Seconds]
     """Of a backward pass: with the forward pass that it begins with (recomputation from the layer's input)."""
-    memory: list[BytesOrNone]
+    memory: list[ByteSize]
     """Most bytes in use: weights, input, output and what lives between; of a backward pass also its gradients."""
 
 
@@ -29,13 +29,13 @@ class MeasuredLayer(Spec):
 
     name: str
     count: Depth = 1
-    weights: BytesOrNone
+    weights: ByteSize
     """Bytes of parameters; each has a gradient as wide."""
-    buffers: BytesOrNone = 0.0
+    buffers: ByteSize = 0.0
     """Bytes of other tensors that belong to the layer (masks, running statistics); they move with weights and gradients."""
-    state: BytesOrNone = 0.0
+    state: ByteSize = 0.0
     """Bytes of optimizer states, which stay with the CPU."""
-    input: BytesOrNone
+    input: ByteSize
     """Bytes of the layer's input for one sample."""
     update: Seconds
     """The optimizer's step on the CPU."""

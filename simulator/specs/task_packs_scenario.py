@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from simulator.specs.base import ByteRate, Bytes, BytesOrNone, Seconds, Spec
+from simulator.specs.base import ByteRate, Bytes, ByteSize, Seconds, Spec
 from simulator.specs.model import Natural, Positive
 from simulator.specs.offload_scenario import OffloadScenario
 
@@ -54,7 +54,7 @@ class TaskPacksStrategy(Spec):
     """How layers are cut into packs; of several ways the fastest is taken. Packs of the backward pass are tried forward too."""
     memory_limit: Bytes | None = None
     """Most bytes that a pack may take by itself, buffers of its neighbours left out; the GPU's memory if absent."""
-    context_memory: BytesOrNone | None = None
+    context_memory: ByteSize | None = None
     """Bytes of each GPU that the driver's context and libraries take; the calibration's if absent."""
     prefetch: bool = True
     """Double buffers: inputs of the next micro-batch, gradients and the next pack's weights come in during computation."""

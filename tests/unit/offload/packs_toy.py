@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from offload_toy import catalog
 
 from simulator.analysis import load
@@ -49,6 +51,7 @@ def profile(
     )  # fmt: skip
 
 
+@cache
 def hardware(gpus: int) -> Hardware:
     """Return toy GPUs on one switch with one uplink of 10 GB/s."""
     found = catalog()
