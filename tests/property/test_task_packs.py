@@ -16,9 +16,10 @@ from packs_toy import profile, server
 
 from simulator.engine import execute
 from simulator.offload.task_packs.layers import measured_layers
-from simulator.offload.task_packs.lower import lower, order
+from simulator.offload.task_packs.lower import lower
 from simulator.offload.task_packs.packing import Schedule, fits, pack
 from simulator.offload.task_packs.server import alone, divided
+from simulator.offload.task_packs.tasks import order
 from simulator.offload.task_packs.virtual import demand
 from simulator.offload.task_packs.volume import weight_swap
 from simulator.offload.tiers import DRAM, GPU
@@ -63,7 +64,7 @@ def test_bytes_are_conserved(drawn, gpus, mode, prefetch):
     count, schedule = drawn
     low, high = schedule.backward_packs[-1]
     twins = gpus if mode == "data-parallel" else 1
-    weights = (lowered.swapped["weights"] + lowered.swapped["gradients"]) * twins
+    weights = (lowered.moves.swapped["weights"] + lowered.moves.swapped["gradients"]) * twins
     closed = weight_swap(mode, count * 100e6, gpus=gpus, fused=(high - low) * 100e6)
     assert weights == pytest.approx(closed, rel=1e-12)
     moved = sum(
@@ -75,7 +76,7 @@ def test_bytes_are_conserved(drawn, gpus, mode, prefetch):
             for way in ("dram to gpu", "gpu to dram")
         )
     )
-    assert moved == pytest.approx(sum(lowered.swapped.values()), rel=1e-9)
+    assert moved == pytest.approx(sum(lowered.moves.swapped.values()), rel=1e-9)
 
 
 @GENTLE
@@ -84,11 +85,11 @@ def test_no_bound_is_beaten(drawn, gpus, mode, prefetch):
     """An iteration takes no less than computation on the busiest GPU, nor than what crosses the uplink either way."""
     lowered, timeline = ran(drawn, gpus, mode, prefetch)
     tasks = sum(1 for task in lowered.tasks if task.rank == 0)
-    assert timeline.makespan >= max(lowered.computing) * (1 - 1e-12)
+    assert timeline.makespan >= max(lowered.moves.computing) * (1 - 1e-12)
     assert timeline.makespan >= tasks * 0.04
     rate = lowered.emit.ranks[0].channels[DRAM, GPU].rate
-    inward = lowered.swapped["weights"] / rate
-    outward = lowered.swapped["gradients"] / rate
+    inward = lowered.moves.swapped["weights"] / rate
+    outward = lowered.moves.swapped["gradients"] / rate
     assert timeline.makespan >= max(inward, outward) * (1 - 1e-12)
     assert not np.isnan(timeline.end).any()
 
@@ -108,7 +109,7 @@ def test_two_gpus_of_a_pipeline_compute_all_samples_once(drawn, gpus):
     for where in (server(gpus), divided(server(gpus))):
         lowered, _ = ran(drawn, gpus, "pipeline", False, where)
         before = schedule.backward_packs[-1][0]
-        assert sum(lowered.computing) == pytest.approx(8 * (before * 1.0 + count * 3.0), rel=1e-9)
+        assert sum(lowered.moves.computing) == pytest.approx(8 * (before * 1.0 + count * 3.0), rel=1e-9)
 
 
 @GENTLE

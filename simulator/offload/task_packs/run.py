@@ -17,9 +17,9 @@ from simulator.offload.task_packs.layers import (
     priced_layers,
     seconds,
 )
-from simulator.offload.task_packs.lower import BACKWARD, FORWARD, reserved_memory
 from simulator.offload.task_packs.search import Found, samples_of, search
 from simulator.offload.task_packs.server import Server, alone, divided, find_server
+from simulator.offload.task_packs.tasks import BACKWARD, FORWARD, reserved_memory
 from simulator.offload.task_packs.virtual import (
     Demand,
     demand,
@@ -144,14 +144,16 @@ def _outcome(
     row = critical(lowered.emit, timeline)
     errors = _errors(setup, layers, found.schedule.backward_micro_batch)
     error = float(relative_error(by_class(row), {**setup.cost.calibration.error, **errors}))
-    twins = gpus // len(lowered.computing)
-    swapped = {name: size * twins for name, size in lowered.swapped.items()}
+    twins = gpus // len(lowered.moves.computing)
+    swapped = {name: size * twins for name, size in lowered.moves.swapped.items()}
     metrics = _metrics(setup, timeline.makespan, error) | _schedule_metrics(layers, found)
     metrics |= _swap_metrics(swapped, layers)
-    metrics["peer_bytes"] = Metric("bytes between GPUs in an iteration", lowered.peer_bytes * twins, "bytes")
-    if lowered.message_bytes:
+    metrics["peer_bytes"] = Metric(
+        "bytes between GPUs in an iteration", lowered.moves.peer_bytes * twins, "bytes"
+    )
+    if lowered.moves.message_bytes:
         metrics["message_bytes"] = Metric(
-            "bytes passed on between processes in an iteration", lowered.message_bytes, "bytes"
+            "bytes passed on between processes in an iteration", lowered.moves.message_bytes, "bytes"
         )
     if base is not None:
         metrics |= _compared(base, gpus, sum(swapped.values()), timeline.makespan, error)
@@ -167,7 +169,7 @@ def _outcome(
         sources=SOURCES,
         timeline=timeline,
         devices=gpus,
-        busy_fraction=sum(lowered.computing) / len(lowered.computing) / timeline.makespan,
+        busy_fraction=sum(lowered.moves.computing) / len(lowered.moves.computing) / timeline.makespan,
         tables={
             "packs": _packs(layers, found),
             "schedules": _tried(found),

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from simulator.engine import Timeline, execute
 from simulator.offload.columns import BOTTLENECKS
 from simulator.offload.task_packs.layers import Layers, known_micro_batches
-from simulator.offload.task_packs.lower import (
+from simulator.offload.task_packs.lower import Lowered, lower
+from simulator.offload.task_packs.packing import Pack, Schedule, pack, reused
+from simulator.offload.task_packs.server import Server
+from simulator.offload.task_packs.tasks import (
     BACKWARD,
     FORWARD,
-    Lowered,
     Task,
     all_reduce_time,
-    lower,
     order,
     reserved_memory,
 )
-from simulator.offload.task_packs.packing import Pack, Schedule, pack, reused
-from simulator.offload.task_packs.server import Server
 from simulator.specs import MemroofError, TaskPacksScenario, TaskPacksStrategy
 from simulator.specs.task_packs_scenario import PackMethod
 

@@ -19,8 +19,8 @@ from simulator.graph import Elementwise
 from simulator.offload.columns import BOTTLENECKS, COLUMNS, Rows
 from simulator.offload.emit import COPYING, Emitter
 from simulator.offload.task_packs.layers import Layers
-from simulator.offload.task_packs.lower import all_reduce_time
 from simulator.offload.task_packs.server import Server
+from simulator.offload.task_packs.tasks import all_reduce_time
 from simulator.offload.tiers import DRAM, GPU
 
 WEIGHTS, GRADIENTS, STATES, ACTIVATIONS = "weights", "gradients", "optimizer states", "activations"

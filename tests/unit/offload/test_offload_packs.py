@@ -10,10 +10,11 @@ from simulator.analysis import load, run
 from simulator.engine import execute
 from simulator.offload import remedies, simulate
 from simulator.offload.task_packs.layers import measured_layers
-from simulator.offload.task_packs.lower import lower, order, reserved_memory
+from simulator.offload.task_packs.lower import lower
 from simulator.offload.task_packs.packing import Schedule, balanced, pack, reused
 from simulator.offload.task_packs.search import candidates, search
 from simulator.offload.task_packs.server import alone, divided
+from simulator.offload.task_packs.tasks import order, reserved_memory
 from simulator.offload.task_packs.virtual import demand, run_virtual, update_rows, virtual_time
 from simulator.offload.task_packs.volume import reduction, weight_swap
 from simulator.offload.tiers import DRAM, GPU
@@ -95,7 +96,7 @@ def test_prefetch_hides_copies_of_all_but_the_first_micro_batches():
     _, serial = ran(WHOLE)
     assert timeline.makespan < serial.makespan
     computing = 4 * (2.0 + 6.0 + 6.0)
-    assert lowered.computing[0] == pytest.approx(computing)
+    assert lowered.moves.computing[0] == pytest.approx(computing)
     # weights of three tasks, gradients, the first input, and the last update stay exposed
     assert timeline.makespan - computing < 0.2 + 1.0
 
@@ -129,16 +130,16 @@ def test_packs_of_a_pipeline_go_round_the_gpus_and_copy_from_peer_to_peer():
     lowered, _ = ran(WHOLE, gpus=2, mode="pipeline")
     assert [task.rank for task in lowered.tasks] == [0, 1, 0]
     # four samples: the forward output to GPU 1, the gradient back
-    assert lowered.peer_bytes == pytest.approx(2 * 4 * 10 * MB)
+    assert lowered.moves.peer_bytes == pytest.approx(2 * 4 * 10 * MB)
     # the stash of layer 0 stays with the process of GPU 0
-    assert lowered.message_bytes == 0.0
+    assert lowered.moves.message_bytes == 0.0
 
 
 def test_other_micro_batches_backward_pass_through_the_cpu():
     schedule = Schedule(2, ((0, 2),), 1, ((0, 2), (2, 4)))
     lowered, timeline = ran(schedule, gpus=2, mode="pipeline")
-    assert lowered.message_bytes == pytest.approx(4 * 10 * MB)
-    assert lowered.peer_bytes == pytest.approx(4 * 10 * MB)
+    assert lowered.moves.message_bytes == pytest.approx(4 * 10 * MB)
+    assert lowered.moves.peer_bytes == pytest.approx(4 * 10 * MB)
     assert not np.isnan(timeline.end).any()
 
 
@@ -194,10 +195,10 @@ def test_a_task_swaps_the_weights_of_its_pack_once(last):
     weights = 3 * 100 * MB + fused
     for gpus in (1, 2, 4):
         lowered, _ = ran(one, minibatch=8, gpus=gpus, last=last)
-        found = gpus * (lowered.swapped["weights"] + lowered.swapped["gradients"])
+        found = gpus * (lowered.moves.swapped["weights"] + lowered.moves.swapped["gradients"])
         assert found == weight_swap("data-parallel", weights, gpus=gpus, fused=fused)
     lowered, _ = ran(one, minibatch=8, gpus=2, mode="pipeline", last=last)
-    assert sum(lowered.swapped[k] for k in ("weights", "gradients")) == weight_swap(
+    assert sum(lowered.moves.swapped[k] for k in ("weights", "gradients")) == weight_swap(
         "pipeline", weights, fused=fused
     )
 
