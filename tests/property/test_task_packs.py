@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from packs_toy import profile, server
 
 from simulator.engine import execute
 from simulator.offload.task_packs.layers import measured_layers
-from simulator.offload.task_packs.lower import lower
+from simulator.offload.task_packs.lower import _Lowering, lower
+from simulator.offload.task_packs.moves import Moves
 from simulator.offload.task_packs.packing import Schedule, fits, pack
 from simulator.offload.task_packs.server import alone, divided
 from simulator.offload.task_packs.tasks import order
@@ -141,3 +144,22 @@ def test_more_memory_never_swaps_more(count, batches, capacity):
     assert sum(more.swapped.values()) <= sum(less.swapped.values()) + 1.0
     limit = weight_swap("virtualised", count * 100e6, micro_batches=batches)
     assert less.swapped["weights"] <= limit
+
+
+@GENTLE
+@given(schedules(), st.sampled_from([2, 3]), st.booleans())
+def test_one_gpu_with_its_share_tells_of_all(drawn, gpus, prefetch):
+    """GPUs that do the same at once, all simulated, take as long as one with its part of the uplink."""
+    count, schedule = drawn
+    # reductions over peers apart, which only equal GPUs that are not simulated stand for
+    whole = replace(server(gpus), peer_rate=math.inf)
+    layers = measured_layers(profile(count))
+    tasks = order(schedule, 8 * gpus, gpus, "data-parallel")
+    moves = Moves("all", layers, whole)
+    for rank in range(gpus):
+        _Lowering(moves, [replace(task, rank=rank) for task in tasks], prefetch, 0.04).run()
+    every = execute(moves.emit.program).makespan
+    one = execute(
+        lower("one", layers, alone(whole), tasks, prefetch=prefetch, overhead=0.04).program
+    ).makespan
+    assert one == pytest.approx(every, rel=1e-9)

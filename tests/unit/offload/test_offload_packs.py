@@ -9,16 +9,17 @@ from packs_toy import hardware, layers, profile, server, setup
 from simulator.analysis import load, run
 from simulator.engine import execute
 from simulator.offload import remedies, simulate
-from simulator.offload.task_packs.layers import measured_layers
+from simulator.offload.task_packs.layers import measured_layers, seconds
 from simulator.offload.task_packs.lower import lower
 from simulator.offload.task_packs.packing import Schedule, balanced, pack, reused
+from simulator.offload.task_packs.run import find_layers
 from simulator.offload.task_packs.search import candidates, search
 from simulator.offload.task_packs.server import alone, divided
 from simulator.offload.task_packs.tasks import order, reserved_memory
 from simulator.offload.task_packs.virtual import demand, run_virtual, update_rows, virtual_time
 from simulator.offload.task_packs.volume import reduction, weight_swap
 from simulator.offload.tiers import DRAM, GPU
-from simulator.specs import MemroofError
+from simulator.specs import Catalog, MemroofError
 
 MB = 1e6
 WHOLE = Schedule(1, ((0, 2),), 1, ((0, 2), (2, 4)))
@@ -317,6 +318,32 @@ def test_narrower_weights_swap_half():
         for precision in ("fp32", "bf16")
     )
     assert narrow.outcome.metrics["weight_bytes"].value == wide.outcome.metrics["weight_bytes"].value / 2
+
+
+@pytest.mark.parametrize(
+    ("model", "sequence", "micro_batch"), [("gpt2-xl", 1024, 2), ("gpt2-xl", 1024, 8), ("bert-large", 512, 8)]
+)
+def test_priced_layers_against_harmonys_profile(model, sequence, micro_batch):
+    """A layer on a GTX 1080 Ti in fp32: its backward pass needs what was measured within 5 %.
+
+    Its seconds fall short by 27 to 32 %: no row of Pascal was fitted on, and the eager PyTorch of 2019 that was measured
+    has kernels that today's are fused from. Smaller micro-batches wait for its launches, which are not priced.
+    """
+    content = {
+        "kind": "offload",
+        "hardware": "server-2x1080ti",
+        "model": model,
+        "workload": {"minibatch": 32, "sequence": sequence},
+        "strategy": {"method": "task-packs", "fused_attention": False},
+    }
+    found = load(content)
+    priced = find_layers(found).at(micro_batch)
+    measured = measured_layers(Catalog(environment={}).layers(f"harmony-{model}")).at(micro_batch)
+    layer = 5
+    needed = priced.kept["backward"][layer] + priced.working["backward"][layer]
+    assert needed == pytest.approx(measured.kept["backward"][layer], rel=0.05)
+    times = [seconds(t.forward[layer]) + seconds(t.backward[layer]) for t in (priced, measured)]
+    assert 0.66 < times[0] / times[1] < 0.75
 
 
 # --- published -------------------------------------------------------------------------------------------------------
