@@ -13,7 +13,7 @@ from simulator.cli.output import print_json, print_lines
 if TYPE_CHECKING:
     from simulator.specs import Catalog
 
-_KINDS = ("device", "link", "node", "cluster", "model", "scenario", "calibration")
+_KINDS = ("device", "link", "node", "cluster", "model", "layers", "scenario", "calibration")
 
 
 @click.command("show")
@@ -23,7 +23,7 @@ _KINDS = ("device", "link", "node", "cluster", "model", "scenario", "calibration
 def command(names: tuple[str, ...], paths: tuple[Path, ...], as_json: bool) -> None:
     """Show one entry of the catalog: its figures with their sources, and what follows from them.
 
-    KIND (device, link, node, cluster, model, scenario, calibration) is needed only where a name stands for several.
+    KIND (device, link, node, cluster, model, layers, scenario, calibration) is needed only where a name stands for several.
     """
     from simulator.report.facts import derived, entry
     from simulator.report.layout import columns
@@ -56,7 +56,7 @@ def _find(catalog: Catalog, names: tuple[str, ...]) -> tuple[str, str]:
     from simulator.specs.errors import UnknownNameError, unknown
 
     if len(names) == 2:
-        kind, name = names[0].removesuffix("s"), names[1]
+        kind, name = names[0] if names[0] in _KINDS else names[0].removesuffix("s"), names[1]
         if kind not in _KINDS:
             raise click.UsageError(unknown("kind", names[0], _KINDS))
         catalog.file(kind, name)

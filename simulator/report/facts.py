@@ -14,6 +14,7 @@ from simulator.specs import (
     Cluster,
     LinkType,
     Machine,
+    MeasuredLayers,
     MemoryDevice,
     MemroofError,
     Model,
@@ -54,6 +55,7 @@ def entry(catalog: Catalog, kind: str, name: str) -> Any:
         "node": catalog.node,
         "cluster": catalog.cluster,
         "model": catalog.model,
+        "layers": catalog.layers,
         "scenario": catalog.scenario,
         "calibration": lambda stem: _calibration(catalog, stem),
     }
@@ -77,6 +79,9 @@ def one_line(catalog: Catalog, kind: str, name: str) -> tuple[str, ...]:
         return name, ", ".join(f"{group.count} x {group.node}" for group in item.groups)
     if isinstance(item, Model):
         return _model_cells(name, item)
+    if isinstance(item, MeasuredLayers):
+        count, weights = _layer_sums(item)
+        return name, f"{count} layers", quantity(weights, "bytes"), f"measured on {item.device}"
     if isinstance(item, Calibration):
         return name, shorten(item.source, _LINE, placeholder=" ...")
     return _scenario_cells(name, item)
@@ -92,6 +97,16 @@ def derived(catalog: Catalog, kind: str, name: str) -> list[Fact]:
         return [Fact("read_time", "time to read all of it", fill, "seconds")]
     if isinstance(item, Model):
         return _model_facts(item)
+    if isinstance(item, MeasuredLayers):
+        count, weights = _layer_sums(item)
+        return [
+            Fact("layers", "layers", count, "count"),
+            Fact("weights", "weights and buffers", weights, "bytes"),
+            Fact("largest_forward", "largest micro-batch forward", item.micro_batches.forward[-1], "count"),
+            Fact(
+                "largest_backward", "largest micro-batch backward", item.micro_batches.backward[-1], "count"
+            ),
+        ]
     if isinstance(item, Node):
         return _machine_facts(catalog.machine(item.name))
     if isinstance(item, Cluster):
@@ -102,6 +117,11 @@ def derived(catalog: Catalog, kind: str, name: str) -> list[Fact]:
             Fact("accelerators", "accelerators", accelerators, "count"),
         ]
     return []
+
+
+def _layer_sums(item: MeasuredLayers) -> tuple[int, float]:
+    weights = sum(layer.count * (layer.weights + layer.buffers) for layer in item.layers)
+    return sum(layer.count for layer in item.layers), weights
 
 
 def _calibration(catalog: Catalog, name: str) -> Calibration:
@@ -209,7 +229,7 @@ def _scenario_cells(name: str, scenario: Scenario) -> tuple[str, ...]:
     return (
         name,
         scenario.kind,
-        scenario.model,
+        scenario.model or getattr(scenario, "layers", ""),
         f"{count} x {hardware}" if count else hardware,
         shorten(scenario.description, _LINE, placeholder=" ..."),
     )

@@ -24,6 +24,7 @@ CONFIG = {
         ("links", "nvlink-3", "300 GB/s"),
         ("nodes", "dgx-a100-80gb", "8 x a100-80gb-sxm"),
         ("models", "tiny", "4 layers"),
+        ("layers", "harmony-gpt2-xl", "52 layers"),
         ("scenarios", "tiny-training", "4 x toy-gpu"),
         ("calibrations", "gpu", "A100"),
     ],

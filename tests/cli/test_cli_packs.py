@@ -26,6 +26,13 @@ def test_json_names_the_profile_in_the_models_place(user: UserCatalog) -> None:
     assert data["metrics"]["iteration_time"]["value"] == pytest.approx(43.9, rel=0.01)
 
 
+@pytest.mark.parametrize("names", [("harmony-gpt2-xl",), ("layers", "harmony-gpt2-xl")])
+def test_show_says_what_was_measured(user: UserCatalog, names: tuple[str, ...]) -> None:
+    text = user.memroof("show", *names).stdout
+    assert "weights and buffers           6.29 GiB" in text
+    assert "layers[1].forward.time" in text
+
+
 def test_whatif_varies_the_mode(user: UserCatalog) -> None:
     result = user.memroof(
         "whatif", "offload/gpt2-xl-4x1080ti", "--vary", "strategy.mode=data-parallel,pipeline,virtualised"
