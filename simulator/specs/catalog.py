@@ -46,7 +46,7 @@ FOLDERS = {
     "cluster": "hardware_specs/clusters",
     "calibration": "hardware_specs/calibration",
     "model": "models_zoo",
-    "layers": "measured_layers",
+    "layers": "hardware_specs/layers",
     "scenario": "scenarios",
 }
 _SCHEMAS: dict[str, type[Spec]] = {
