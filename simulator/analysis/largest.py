@@ -71,7 +71,8 @@ def largest(
             return Attempt(refused=str(error).splitlines()[0])
         return Attempt(lacks="; ".join(result.shortfalls))
 
-    found = [_number(what, key, setup.scenario, attempt) for what, key in keys.items()]
+    given_keys = {what: key for what, key in keys.items() if _own(setup.scenario, key) is not None}
+    found = [_number(what, key, setup.scenario, attempt) for what, key in given_keys.items()]
     if setup.described is not None:
         found.append(_model(setup, Catalog(folders, given), attempt))
     return tuple(found)
@@ -100,11 +101,16 @@ class Attempt:
 Attempting = Callable[[Mapping[str, str]], Attempt]
 
 
-def _number(what: str, key: str, scenario: Scenario, attempt: Attempting) -> Largest:
+def _own(scenario: Scenario, key: str) -> Any:
+    """Return what a scenario says under a dotted key."""
     here: Any = scenario
     for part in key.split("."):
         here = getattr(here, part)
-    own = int(here)
+    return here
+
+
+def _number(what: str, key: str, scenario: Scenario, attempt: Attempting) -> Largest:
+    own = int(_own(scenario, key))
     found = attempt({key: str(own)})
     if found.reason:
         return Largest(what, "", f"{own:,}", f"{own:,}", found.reason)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -103,6 +104,7 @@ class TaskPacksStrategy(Spec):
 class TaskPacksScenario(OffloadScenario):
     """Train with tensors in DRAM and tasks of packed layers swapped through the GPUs of one server."""
 
+    grows: ClassVar[Mapping[str, str]] = {"minibatch": "workload.minibatch", "sequence": "workload.sequence"}
     model: str = ""
     layers: str = ""
     """Measured layers in place of a model that is priced; see :mod:`simulator.specs.measured_layers`."""
