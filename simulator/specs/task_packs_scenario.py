@@ -104,7 +104,7 @@ class TaskPacksStrategy(Spec):
 class TaskPacksScenario(OffloadScenario):
     """Train with tensors in DRAM and tasks of packed layers swapped through the GPUs of one server."""
 
-    grows: ClassVar[Mapping[str, str]] = {"minibatch": "workload.minibatch", "sequence": "workload.sequence"}
+    grows: ClassVar[Mapping[str, str]] = {"sequence": "workload.sequence"}
     model: str = ""
     layers: str = ""
     """Measured layers in place of a model that is priced; see :mod:`simulator.specs.measured_layers`."""
