@@ -52,7 +52,8 @@ class Emitter:
         self.pools: dict[str, Pool] = {}
         """Memories by name, those of accelerators first."""
         for tiers in self.ranks:
-            self.pools.setdefault(tiers.pools[GPU].name, tiers.pools[GPU])
+            if GPU in tiers.pools:
+                self.pools.setdefault(tiers.pools[GPU].name, tiers.pools[GPU])
         for tiers in self.ranks:
             self.pools.update({pool.name: pool for pool in tiers.pools.values() if pool.tier != GPU})
         self._memory = {

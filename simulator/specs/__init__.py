@@ -1,11 +1,16 @@
 """Specs: hardware, models and scenarios read from YAML, checked, and frozen."""
 
 from simulator.specs.base import Figure, Spec, validate
-from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, OperatorClass
+from simulator.specs.calibration import HostKernelConstants, OPERATOR_CLASSES, Calibration, OperatorClass
 from simulator.specs.catalog import FOLDERS, Catalog, scenario_with, shipped_root
 from simulator.specs.cluster import Hardware
 from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError
 from simulator.specs.hardware import Cluster, LinkType, MemoryDevice, Network, Node, NumberFormat, Processor
+from simulator.specs.host_compute_scenario import (
+    HostComputeScenario,
+    HostComputeStrategy,
+    HostComputeWorkload,
+)
 from simulator.specs.machine import Edge, Engine, Machine, Route, Span, Store, Tier
 from simulator.specs.measured import MeasuredTable, read_measured
 from simulator.specs.measured_layers import MeasuredLayers
@@ -30,6 +35,10 @@ __all__ = [
     "Engine",
     "Figure",
     "Hardware",
+    "HostComputeScenario",
+    "HostComputeStrategy",
+    "HostComputeWorkload",
+    "HostKernelConstants",
     "LatentAttention",
     "LinkType",
     "Machine",
