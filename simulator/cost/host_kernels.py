@@ -85,15 +85,16 @@ def host_product_time(
         bf16 peak of the matrix units.
     """
     memory = size / (rate * kernels.memory_efficiency)
-    vector = flops / (_peak(sockets, matrix=False) * kernels.vector_efficiency)
+    vector = flops / (_peak(sockets, kernels, matrix=False) * kernels.vector_efficiency)
     compute = vector
     if kernels.matrix_efficiency is not None and "bf16" in sockets.device.compute.matrix:
-        matrix = flops / (_peak(sockets, matrix=True) * kernels.matrix_efficiency)
+        matrix = flops / (_peak(sockets, kernels, matrix=True) * kernels.matrix_efficiency)
         compute = chosen(np.asarray(rows) > kernels.vector_rows, matrix, vector)
     latency = operators * kernels.operator_latency
     time = larger(memory, compute) + kernels.exposed * smaller(memory, compute) + latency
     return Parts(time, compute, memory, 0.0, latency)
 
 
-def _peak(sockets: Sockets, *, matrix: bool) -> float:
-    return sockets.count * peak_flops(sockets.device, "bf16" if matrix else "fp32", matrix=matrix)
+def _peak(sockets: Sockets, kernels: HostKernelConstants, *, matrix: bool) -> float:
+    effective = 1.0 + (sockets.count - 1) * kernels.socket_scaling
+    return effective * peak_flops(sockets.device, "bf16" if matrix else "fp32", matrix=matrix)

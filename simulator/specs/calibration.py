@@ -372,6 +372,8 @@ class HostKernelConstants(Spec):
     """Share of the matrix units' bf16 peak; absent where these kernels have no use of them."""
     vector_rows: Number = 4.0
     """Rows up to which the vector units' kernel is taken."""
+    socket_scaling: Fraction = 1.0
+    """Share of its arithmetic rate that each socket beyond the first adds: tasks are stolen across sockets, activations cross."""
     exposed: Exponent = 1.0
     """Share of the shorter of weight stream and arithmetic that adds to the longer: 1 where a core does one after the other."""
     operator_latency: Seconds

@@ -47,7 +47,7 @@ class HostComputeStrategy(Spec):
     """Prompts are computed where weights lie, or on the accelerators, layer by layer, with weights that are copied there."""
     prefill_chunk: Positive | None = None
     """Tokens of a pass of a prompt at most; all of it if absent."""
-    kernels: str = "gguf"
+    kernels: str = "vector"
     """Family of CPU kernels, by its name in the CPU's calibration."""
     sockets: Positive | None = None
     """CPUs that hold weights and compute; all of them if absent."""
