@@ -45,6 +45,8 @@ class HostComputeStrategy(Spec):
     """Routed experts of a decode step whose output joins one layer later, so that CPUs work beside the accelerator."""
     prefill: Literal["in-place", "streamed"] = "in-place"
     """Prompts are computed where weights lie, or on the accelerators, layer by layer, with weights that are copied there."""
+    prefetch: Natural | None = None
+    """With ``streamed``: layers whose weights are copied ahead of the one that is computed; 1 if absent, 0: no overlap."""
     prefill_chunk: Positive | None = None
     """Tokens of a pass of a prompt at most; all of it if absent."""
     kernels: str = "vector"
@@ -85,6 +87,8 @@ class HostComputeStrategy(Spec):
             raise _fault("'expert_placement' decides nothing without 'gpu_experts'")
         if self.expert_skew and self.expert_placement != "frequency":
             raise _fault("'expert_skew' decides nothing without expert_placement 'frequency'")
+        if self.prefetch is not None and self.prefill == "in-place":
+            raise _fault("'prefetch' decides nothing where prompts are computed in place")
         if bool(self.launches) != bool(self.launch_time):
             raise _fault("'launches' and 'launch_time' belong together")
         if self.numa is not None and self.sockets == 1:

@@ -12,10 +12,6 @@ from simulator.offload.host_compute.plan import Pass, Plan
 from simulator.offload.host_compute.prices import HostWork, LayerPrice, PassPrice, price_pass
 from simulator.offload.tiers import DRAM, GPU
 
-AHEAD = 1
-"""Layers whose weights come in ahead of the one that is computed: double buffering."""
-
-
 @dataclass(frozen=True, slots=True)
 class Resident:
     """What lies in memory throughout [B]."""
@@ -39,6 +35,8 @@ class _Lowering:
         self.emit = Emitter(plan.name, plan.place.ranks)
         self.done: list[int] = []
         """What the next layer waits for."""
+        self.ahead = 1 if plan.strategy.prefetch is None else plan.strategy.prefetch
+        """Layers whose weights come in ahead of the one that is computed."""
         self.on_cpus = False
         """Whether hidden states are in DRAM."""
         self.pending: list[int] = []
@@ -64,7 +62,8 @@ class _Lowering:
     def _layer(self, number: int) -> None:
         layer = self.price.layers[number]
         self._load(number)
-        self._load(number + AHEAD)
+        for ahead in range(self.ahead):
+            self._load(number + 1 + ahead)
         if layer.whole:
             self._host_layer(number, layer)
         else:
@@ -108,13 +107,14 @@ class _Lowering:
         self.last[number] = ends[-1]
 
     def _load(self, number: int) -> None:
-        """Copy the weights of a layer that is streamed, into the buffer of the one before the last."""
+        """Copy the weights of a layer that is streamed, into the first buffer that is free again."""
         if number >= len(self.price.layers) or number in self.loads:
             return
         layer = self.price.layers[number]
         if not layer.streamed:
             return
-        free = [self.last[number - AHEAD - 1]] if number - AHEAD - 1 in self.last else []
+        vacated = number - self.ahead - 1
+        free = [self.last[vacated]] if vacated in self.last else []
         ranks = self.plan.place.accelerators
         self.loads[number] = [
             self.emit.copy(

@@ -17,6 +17,7 @@ from simulator.offload.emit import Emitter
 from simulator.offload.host_compute.experts import held
 from simulator.offload.host_compute.lower import Resident, lower
 from simulator.offload.host_compute.plan import Pass, Plan, make_plan
+from simulator.offload.tiers import DRAM, GPU
 from simulator.specs import OperatorClass
 from simulator.strategy import MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
 
@@ -114,6 +115,19 @@ def find_resident(plan: Plan) -> Resident:
     return Resident(gpu, dram * plan.copies, cache_gpu, cache_dram)
 
 
+def fits(setup: Setup) -> bool:
+    """Return whether weights and cache alone fit, activations apart; raises what refuses the scenario."""
+    plan = make_plan(setup)
+    resident = find_resident(plan)
+    gpu, dram = resident.weights_gpu + resident.cache_gpu, resident.weights_dram + resident.cache_dram
+    return all(
+        tiers.pools[tier].capacity >= size
+        for tiers in plan.place.ranks
+        for tier, size in ((GPU, gpu), (DRAM, dram))
+        if tier in tiers.pools
+    )
+
+
 def _cache(plan: Plan, width: float, window: float, tokens: float) -> float:
     kept = min(tokens, window * plan.batch)
     return width * plan.on_gpu.kv_bytes * kept
@@ -134,7 +148,7 @@ def _outcome(
     everything = first + later
     return Outcome(
         headline="generation_throughput",
-        metrics=_metrics(plan, resident, (prefill, decode), (first, later), errors),
+        metrics=_metrics(plan, resident, (prefill, decode), (first, later), errors) | _peaks(memory),
         memory=memory,
         class_times=by_class(everything),
         bottlenecks=bound_by(everything),
@@ -228,6 +242,17 @@ def _metrics(
             "bytes",
         ),
     }
+
+
+def _peaks(memory: Sequence[MemoryUse]) -> dict[str, Metric]:
+    """Return the peaks of the first accelerator and of DRAM."""
+    found: dict[str, Metric] = {}
+    for use in reversed(memory):
+        name, label = ("dram_peak_bytes", "peak of DRAM") if use.tier == "dram" else (
+            "gpu_peak_bytes", "peak of one accelerator"
+        )  # fmt: skip
+        found[name] = Metric(label, use.peak, "bytes")
+    return found
 
 
 def _tables(prefill: Sequence[Ran], decode: Sequence[Ran]) -> dict[str, Mapping[str, Any]]:
