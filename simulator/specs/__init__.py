@@ -14,6 +14,11 @@ from simulator.specs.host_compute_scenario import (
 from simulator.specs.machine import Edge, Engine, Machine, Route, Span, Store, Tier
 from simulator.specs.measured import MeasuredTable, read_measured
 from simulator.specs.measured_layers import MeasuredLayers
+from simulator.specs.mixed_stream_scenario import (
+    MixedStreamScenario,
+    MixedStreamStrategy,
+    MixedStreamWorkload,
+)
 from simulator.specs.model import LatentAttention, MixtureOfExperts, Model
 from simulator.specs.network import PairRates, Part
 from simulator.specs.offload_scenario import OffloadScenario
@@ -46,6 +51,9 @@ __all__ = [
     "MeasuredTable",
     "MemoryDevice",
     "MemroofError",
+    "MixedStreamScenario",
+    "MixedStreamStrategy",
+    "MixedStreamWorkload",
     "MixtureOfExperts",
     "Model",
     "Network",

@@ -12,6 +12,7 @@ from simulator.offload.host_compute.plan import Pass, Plan
 from simulator.offload.host_compute.prices import HostWork, LayerPrice, PassPrice, price_pass
 from simulator.offload.tiers import DRAM, GPU
 
+
 @dataclass(frozen=True, slots=True)
 class Resident:
     """What lies in memory throughout [B]."""
@@ -81,7 +82,9 @@ class _Lowering:
         if self.on_cpus:
             self.on_cpus = False
             size = self.price.hidden
-            after.append(emit.copy(DRAM, GPU, size, self.done, "hidden states", f"{layer.name}: hidden states"))
+            after.append(
+                emit.copy(DRAM, GPU, size, self.done, "hidden states", f"{layer.name}: hidden states")
+            )
         task = self._gpu(layer.before, after if not layer.streamed else self.done, f"{layer.name}")
         ends = [task]
         arrived: list[int] = []
@@ -134,7 +137,9 @@ class _Lowering:
         return self.emit.compute(price, 0, after, "computation", name)
 
     def _host(self, work: HostWork, after: list[int], name: str) -> int:
-        return self.emit.host_work(self.plan.place.host, work.size, work.time, after, "computation on CPUs", name)
+        return self.emit.host_work(
+            self.plan.place.host, work.size, work.time, after, "computation on CPUs", name
+        )
 
 
 def _some(price: Price) -> bool:

@@ -9,8 +9,15 @@ import numpy as np
 
 from simulator.cost import CostModel, Sockets
 from simulator.graph import FORMAT_BYTES, Axis, Numerics, Shape
-from simulator.offload.host_compute.machine import Place, find_place
-from simulator.specs import HostComputeScenario, HostComputeStrategy, HostKernelConstants, MemroofError, Model, Span
+from simulator.offload.place import Place, find_place
+from simulator.specs import (
+    HostComputeScenario,
+    HostComputeStrategy,
+    HostKernelConstants,
+    MemroofError,
+    Model,
+    Span,
+)
 from simulator.specs.errors import did_you_mean
 from simulator.strategy import Setup
 
@@ -90,9 +97,7 @@ def make_plan(setup: Setup) -> Plan:
         raise MemroofError(f"host-compute cannot run a {scenario.kind} scenario")
     strategy, workload = scenario.strategy, scenario.workload
     model = _model(setup.model, strategy)
-    place = find_place(
-        setup.hardware, setup.cost.calibration, setup.host, strategy.pinned, strategy.sockets
-    )
+    place = find_place(setup.hardware, setup.cost.calibration, setup.host, strategy.pinned, strategy.sockets)
     assert setup.host is not None  # or find_place had refused it
     _refuse(model, strategy, place, setup.hardware.name)
     ranks = max(1, place.accelerators)
@@ -205,7 +210,5 @@ def sample(count: int) -> tuple[list[int], list[float]]:
     if not count:
         return [], []
     chosen = np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).round().astype(int))
-    weights = [
-        float(np.interp(np.arange(count), chosen, row).sum()) for row in np.eye(len(chosen))
-    ]
+    weights = [float(np.interp(np.arange(count), chosen, row).sum()) for row in np.eye(len(chosen))]
     return chosen.tolist(), weights

@@ -159,9 +159,7 @@ class _Pricing:
             return LayerPrice(
                 block.name, before, _nothing(), everything, _nothing(), None, None, 0.0, 0.0, 0.0, False
             )
-        hit = hits(
-            strategy.expert_placement or "uniform", here, strategy.expert_skew, self.moe.num_experts
-        )
+        hit = hits(strategy.expert_placement or "uniform", here, strategy.expert_skew, self.moe.num_experts)
         all_here = self.price(routed)
         stored = self.expert_bytes(host_block) * (1.0 - here)
         if self.streams:
@@ -198,7 +196,9 @@ class _Pricing:
 
     def expert_bytes(self, block: Block) -> float:
         """Weights of all routed experts of a layer as they lie in DRAM [B]."""
-        return sum(float(op.parameters) for op in block.operators if op.expert) * self.plan.on_host.weight_bytes
+        return (
+            sum(float(op.parameters) for op in block.operators if op.expert) * self.plan.on_host.weight_bytes
+        )
 
     def on_cpus(self, block: Block, on_gpu: Block) -> LayerPrice:
         """A layer that the CPUs compute as a whole, or whose weights are streamed to an accelerator for a prompt."""
@@ -228,7 +228,9 @@ class _Pricing:
         attends = isinstance(work, Attention)
         plain = kernels.model_copy(
             update={
-                "memory_efficiency": plan.host.calibration.decode_attention.memory_efficiency if attends else 1.0,
+                "memory_efficiency": plan.host.calibration.decode_attention.memory_efficiency
+                if attends
+                else 1.0,
                 "vector_efficiency": plan.host.calibration.attention.peak_efficiency if attends else 1.0,
                 "matrix_efficiency": None,
                 "exposed": 0.0,

@@ -32,7 +32,10 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
     while batch > 1:
         batch //= 2
         yield Remedy(f"{batch} sequence{'s' * (batch > 1)}", {"workload.batch": str(batch)})
-    for key, label in (("cpu_weight_bits", "weights in DRAM"), ("gpu_weight_bits", "weights on the accelerator")):
+    for key, label in (
+        ("cpu_weight_bits", "weights in DRAM"),
+        ("gpu_weight_bits", "weights on the accelerator"),
+    ):
         held = getattr(strategy, key) or 16.0
         for bits in NARROW:
             if bits < held and (key == "cpu_weight_bits" or plan.place.accelerators):

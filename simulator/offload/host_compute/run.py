@@ -68,7 +68,9 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     """
     plan = make_plan(setup)
     resident = find_resident(plan)
-    prefill, decode = ([_run(plan, each, resident) for each in passes] for passes in (plan.prefill, plan.decode))
+    prefill, decode = (
+        [_run(plan, each, resident) for each in passes] for passes in (plan.prefill, plan.decode)
+    )
     return _outcome(setup, plan, resident, prefill, decode)
 
 
@@ -198,9 +200,7 @@ def _metrics(
     errors: Mapping[OperatorClass, float],
 ) -> dict[str, Metric]:
     prefill, decode = runs
-    whole, first, later = (
-        float(relative_error(by_class(row), errors)) for row in (rows[0] + rows[1], *rows)
-    )
+    whole, first, later = (float(relative_error(by_class(row), errors)) for row in (rows[0] + rows[1], *rows))
     prefill_time, decode_time = (sum(ran.time * ran.each.weight for ran in part) for part in runs)
     total, batch, steps = prefill_time + decode_time, plan.batch, plan.steps
     metrics = {
@@ -231,7 +231,9 @@ def _metrics(
         }
         if plan.place.accelerators:
             metrics["gpu_utilization"] = Metric(
-                "share of decode in which the accelerator works", _utilization(decode, plan, "gpu"), "fraction"
+                "share of decode in which the accelerator works",
+                _utilization(decode, plan, "gpu"),
+                "fraction",
             )
     return metrics | {
         "gpu_weight_bytes": Metric("weights on one accelerator", resident.weights_gpu, "bytes"),
@@ -287,4 +289,3 @@ def _assumptions(plan: Plan, setup: Setup, *, fits: bool) -> tuple[str, ...]:
     if not fits:
         found.append("times are as if the memories that are too small were large enough")
     return tuple(found)
-

@@ -45,9 +45,7 @@ def claim(row: Any) -> Claim:
         return _packed(row)
     found = FIGURES.get(row.metric)
     if found is None:
-        raise MemroofError(
-            INPUT if re.search("kernel|theoretical", row.metric) else NOT_MODELLED
-        )
+        raise MemroofError(INPUT if re.search("kernel|theoretical", row.metric) else NOT_MODELLED)
     return found(row)
 
 
@@ -92,7 +90,9 @@ def _memory(content: Content, name: str) -> Callable[[Any], Claim]:
     return lambda row: Claim(float(row.value) * 2**30, (content,), figure(name))
 
 
-def _speedup(metric: str, prompts: Sequence[int], pick: Callable[[Sequence[float]], float]) -> Callable[[Any], Claim]:
+def _speedup(
+    metric: str, prompts: Sequence[int], pick: Callable[[Sequence[float]], float]
+) -> Callable[[Any], Claim]:
     """KTransformers over the others: the least or the most over models, systems and prompts."""
     cases = [(model, prompt) for model in MODELS for prompt in prompts]
     contents = [_paper(*case) for case in cases]

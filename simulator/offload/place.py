@@ -1,11 +1,11 @@
-"""The tiers and CPUs of a node as this method uses them: some of its sockets, DRAM at the rate that reads sustain."""
+"""The tiers and CPUs of a node whose CPUs compute: some of its sockets, DRAM at the rate that reads sustain."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from simulator.cost import CostModel, Sockets
-from simulator.offload.tiers import DRAM, Channel, Host, Tiers, find_tiers
+from simulator.offload.tiers import DRAM, Channel, Host, Pool, Tiers, find_tiers, host_of
 from simulator.specs import Calibration, Hardware, Machine, MemroofError
 
 
@@ -64,9 +64,7 @@ def find_place(
     sustained = float(host.calibration.elementwise.memory_efficiency or 1.0)
     efficiency = calibration.transfer.efficiency or 1.0
     between = [
-        edge.bandwidth
-        for a, b, edge in machine.links
-        if {a, b} <= {engine.name for engine in used} and a < b
+        edge.bandwidth for a, b, edge in machine.links if {a, b} <= {engine.name for engine in used} and a < b
     ]
     sockets = Sockets(host.device, len(used), bandwidth, sustained, **_across(between, efficiency))
     if machine.ranks[0].device.kind == "cpu":
@@ -101,16 +99,12 @@ def _of_sockets(machine: Machine, count: int | None) -> Machine:
 
 
 def _without_accelerator(hardware: Hardware, calibration: Calibration, usable: float) -> Tiers:
-    """Return the tiers of a node of CPUs: DRAM."""
+    """Return the tiers of a node of CPUs: DRAM, with the CPUs."""
     if hardware.nodes != 1:
-        raise MemroofError(f"offload runs on one node so far; {hardware.name} has {hardware.nodes}: choose one")
-    return dram_alone(hardware.machine, calibration, usable)
-
-
-def dram_alone(machine: Machine, calibration: Calibration, usable: float) -> Tiers:
-    """Return tiers that are a machine's DRAM, with its CPUs."""
-    from simulator.offload.tiers import Pool, host_of
-
+        raise MemroofError(
+            f"offload runs on one node so far; {hardware.name} has {hardware.nodes}: choose one"
+        )
+    machine = hardware.machine
     stores = machine.tier("dram")
     pool = Pool(DRAM, stores, sum(store.capacity for store in stores) * usable)
     return Tiers({DRAM: pool}, {}, host_of(machine, stores, calibration))
