@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.cost.numeric import Parts, chosen, larger, smaller
+from simulator.cost.numeric import Parts, larger, smaller
 from simulator.cost.peaks import peak_flops
 from simulator.graph.work import Numeric
 from simulator.specs.calibration import HostKernelConstants
@@ -86,10 +86,10 @@ def host_product_time(
     """
     memory = size / (rate * kernels.memory_efficiency)
     vector = flops / (_peak(sockets, kernels, matrix=False) * kernels.vector_efficiency)
-    compute = vector
+    compute: Numeric = vector
     if kernels.matrix_efficiency is not None and "bf16" in sockets.device.compute.matrix:
         matrix = flops / (_peak(sockets, kernels, matrix=True) * kernels.matrix_efficiency)
-        compute = chosen(np.asarray(rows) > kernels.vector_rows, matrix, vector)
+        compute = np.where(np.asarray(rows) > kernels.vector_rows, matrix, vector)[()]
     latency = operators * kernels.operator_latency
     time = larger(memory, compute) + kernels.exposed * smaller(memory, compute) + latency
     return Parts(time, compute, memory, 0.0, latency)

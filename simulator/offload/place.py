@@ -68,7 +68,7 @@ def find_place(
     ]
     sockets = Sockets(host.device, len(used), bandwidth, sustained, **_across(between, efficiency))
     if machine.ranks[0].device.kind == "cpu":
-        tiers = (_without_accelerator(own, calibration, usable),)
+        tiers: tuple[Tiers, ...] = (_without_accelerator(own, calibration, usable),)
     else:
         tiers = tuple(find_tiers(own, calibration, usable, rank) for rank in range(own.size))
     ranks = tuple(_sustained(each, sustained) for each in tiers)

@@ -1,7 +1,7 @@
 """Specs: hardware, models and scenarios read from YAML, checked, and frozen."""
 
 from simulator.specs.base import Figure, Spec, validate
-from simulator.specs.calibration import HostKernelConstants, OPERATOR_CLASSES, Calibration, OperatorClass
+from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, HostKernelConstants, OperatorClass
 from simulator.specs.catalog import FOLDERS, Catalog, scenario_with, shipped_root
 from simulator.specs.cluster import Hardware
 from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError

@@ -138,7 +138,7 @@ class _Pricing:
         cpus = plan.host_layers > 0 if first else plan.host_layers == count
         block = (on_host if cpus else on_gpu).embedding if first else (on_host if cpus else on_gpu).head
         if cpus:
-            return self.on_cpus(block, block)
+            return self.in_place(block)
         price = self.price(block.operators)
         return LayerPrice(name, price, _nothing(), _nothing(), _nothing(), None, None, 0.0, 0.0, 0.0, False)
 
@@ -209,6 +209,10 @@ class _Pricing:
                 block.name, _nothing(), _nothing(), self.price(on_gpu.operators), _nothing(), None, None, size,
                 0.0, 0.0, False,
             )  # fmt: skip
+        return self.in_place(block)
+
+    def in_place(self, block: Block) -> LayerPrice:
+        """A layer, the embedding or the head on the CPUs."""
         works = [work for op in block.operators for work in op.forward]
         parts = [self.host_parts(work) for work in works]
         time = sum(float(np.max(part.time)) for part in parts)
@@ -246,7 +250,7 @@ class _Pricing:
             column = "host link" if str(name).endswith("link") else str(name)
             if column not in COLUMNS:
                 raise MemroofError(f"no column for time bound by {name}")
-            row[list(COLUMNS).index(column)] += float(np.max(seconds))  # type: ignore[arg-type]
+            row[list(COLUMNS).index(column)] += float(np.max(seconds))
         if launched:
             idle = self.launch - float(row[: len(BOTTLENECKS)].sum())
             if idle > 0.0:

@@ -159,7 +159,7 @@ def _outcome(
         sources=SOURCES,
         timeline=(decode or prefill)[0].timeline,
         devices=plan.tensor_parallel,
-        busy_fraction=_utilization([*prefill, *decode], plan, "gpu"),
+        busy_fraction=_utilization([*prefill, *decode], plan, "gpu" if plan.place.accelerators else "cpu"),
         tables=_tables(prefill, decode),
         class_errors=errors,
         phases={"prefill": bound_by(first)} | ({"decode": bound_by(later)} if decode else {}),
@@ -199,7 +199,7 @@ def _metrics(
     rows: tuple[Rows, Rows],
     errors: Mapping[OperatorClass, float],
 ) -> dict[str, Metric]:
-    prefill, decode = runs
+    decode = runs[1]
     whole, first, later = (float(relative_error(by_class(row), errors)) for row in (rows[0] + rows[1], *rows))
     prefill_time, decode_time = (sum(ran.time * ran.each.weight for ran in part) for part in runs)
     total, batch, steps = prefill_time + decode_time, plan.batch, plan.steps

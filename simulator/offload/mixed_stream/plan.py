@@ -212,7 +212,7 @@ class _Pricing:
         works = (work for op in operators for work in op.forward)
         total = self.setup.cost.total(works, {"tensor": ALONE, "expert": ALONE})
         row = np.zeros(len(COLUMNS))
-        for name, seconds in {**total.by_bound, **total.by_class}.items():
+        for name, seconds in (*total.by_bound.items(), *total.by_class.items()):
             if name in COLUMNS:  # a single accelerator waits for no link of its own
                 row[COLUMNS.index(name)] += float(np.max(seconds))
         return Price(row[None, :])
