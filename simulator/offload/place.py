@@ -66,7 +66,7 @@ def find_place(
     between = [
         edge.bandwidth for a, b, edge in machine.links if {a, b} <= {engine.name for engine in used} and a < b
     ]
-    sockets = Sockets(host.device, len(used), bandwidth, sustained, **_across(between, efficiency))
+    sockets = Sockets(used[0].device, len(used), bandwidth, sustained, **_across(between, efficiency))
     if machine.ranks[0].device.kind == "cpu":
         tiers: tuple[Tiers, ...] = (_without_accelerator(own, calibration, usable),)
     else:

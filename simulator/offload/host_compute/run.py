@@ -272,8 +272,8 @@ def _tables(prefill: Sequence[Ran], decode: Sequence[Ran]) -> dict[str, Mapping[
 
 def _assumptions(plan: Plan, setup: Setup, *, fits: bool) -> tuple[str, ...]:
     strategy, sockets = plan.strategy, plan.sockets
-    found = [
-        constants_used(setup.cost.calibration),
+    found = [constants_used(setup.cost.calibration)] if plan.place.accelerators else []
+    found += [
         f"CPU kernels '{strategy.kernels}': {plan.kernels.source}",
         f"{sockets.count} socket{'s' * (sockets.count > 1)} of {sockets.device.name}, whose DRAM sustains "
         f"{sockets.sustained:.0%} of {sockets.bandwidth / 1e9:.0f} GB/s",
