@@ -154,12 +154,12 @@ class Emitter:
         name: str,
         kind: Bottleneck,
     ) -> int:
-        """Add a copy over a channel at ``rate`` at most [B/s], in a queue, whose seconds count as bound by ``kind``."""
+        """Add a copy over a channel at ``rate`` at most [B/s], whose seconds count as bound by ``kind``, in a queue or in none."""
         by_pass = self.carried.setdefault(channel.name, {})
         by_pass[self.number] = by_pass.get(self.number, 0.0) + size
         task = self.program.transfer(
             self._path(channel), size, after=self._after(after), latency=channel.latency, max_rate=rate,
-            stream=self.stream(queue), tag=tag, name=name,
+            stream=self.stream(queue) if queue else None, tag=tag, name=name,
         )  # fmt: skip
         return self._note(task, COPYING[kind])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -103,5 +104,6 @@ def _fault(message: str) -> PydanticCustomError:
 class HostComputeScenario(OffloadScenario):
     """Generate with part of the weights in DRAM, computed on by the CPUs."""
 
+    grows: ClassVar[Mapping[str, str]] = {"batch": "workload.batch", "prompt": "workload.prompt"}
     workload: HostComputeWorkload
     strategy: HostComputeStrategy

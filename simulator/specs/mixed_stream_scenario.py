@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from simulator.specs.base import ByteRate, Bytes, Spec
 from simulator.specs.hardware import NumberFormat
@@ -41,5 +42,6 @@ class MixedStreamStrategy(Spec):
 class MixedStreamScenario(OffloadScenario):
     """Generate as many tokens a second as all of DRAM, its bandwidth and the accelerator allow."""
 
+    grows: ClassVar[Mapping[str, str]] = {"prompt": "workload.prompt"}
     workload: MixedStreamWorkload
     strategy: MixedStreamStrategy

@@ -47,6 +47,9 @@ class _Lowering:
         """By group, what its next computation waits for."""
         # each core reads for itself, and the memory serves cores and copies alike
         self.lanes = plan.place.sockets.count * plan.place.sockets.device.compute.units
+        self.core = f"cpu, one of {self.lanes} cores"
+        self.attended: list[int] = []
+        """The last attention of the first core."""
 
     def lowered(self) -> Lowered:
         """Emit everything."""
@@ -89,16 +92,23 @@ class _Lowering:
             return [first]
         prompts = emit.compute(unit.prompts, 0, [], "computation", f"{name}: attention of prompts")
         sent = self._copy(GPU, DRAM, unit.sent, [first], f"{name}: queries, keys and values")
+        lanes = self._attend(unit, sent, f"{name}: attention on CPUs")
+        returned = self._copy(DRAM, GPU, unit.returned, lanes, f"{name}: outputs")
+        return [returned, prompts]
+
+    def _attend(self, unit: Unit, sent: int, name: str) -> list[int]:
+        """Attend on all cores, which are alike: the first has a queue, the others keep step with it."""
+        size = unit.attended / self.lanes
+        after = [sent, *self.attended]
         lanes = [
-            emit.transfer(
-                self.plan.place.host.channel, unit.attended / self.lanes,
-                unit.attended / self.lanes / unit.host_time, f"cpu lane {lane}", [sent], "attention",
-                f"{name}: attention on CPUs", "host",
+            self.emit.transfer(
+                self.plan.place.host.channel, size, size / unit.host_time, "" if lane else self.core, after, "attention",
+                name, "host",
             )
             for lane in range(self.lanes)
         ]  # fmt: skip
-        returned = self._copy(DRAM, GPU, unit.returned, lanes, f"{name}: outputs")
-        return [returned, prompts]
+        self.attended = lanes[:1]
+        return lanes
 
     def _second_half(self, slot: int, group: int, needs: list[int]) -> None:
         unit = self._unit(slot)
