@@ -154,7 +154,7 @@ class Emitter:
         name: str,
         kind: Bottleneck,
     ) -> int:
-        """Add a copy over a channel at ``rate`` at most [B/s], whose seconds count as bound by ``kind``, in a queue or in none."""
+        """Add a copy over a channel at ``rate`` [B/s] at most, in a queue or in none; its seconds count as bound by ``kind``."""
         by_pass = self.carried.setdefault(channel.name, {})
         by_pass[self.number] = by_pass.get(self.number, 0.0) + size
         task = self.program.transfer(
