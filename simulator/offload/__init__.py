@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from simulator.specs import MemroofError
-from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
+from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 from simulator.strategy import Outcome, Remedy, Setup, Strategy
 
