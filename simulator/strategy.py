@@ -45,6 +45,8 @@ class Setup:
     """Of further kinds of accelerator, by name."""
     pools: tuple[tuple[Hardware, CostModel] | None, ...] = ()
     """Of a serving fleet: hardware and cost model of each pool that has its own."""
+    host: CostModel | None = None
+    """Of the CPUs of an offload scenario's node; None where it has none."""
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """Prices that were worked out, which runs of setups made from this one take over; nothing else is kept here."""
 

@@ -65,7 +65,18 @@ def load(
     named = checked.layers if isinstance(checked, TaskPacksScenario) else ""
     layers = catalog.layers(named) if named else None
     pools = _pools(checked, catalog)
-    return Setup(checked, model, hardware, first[1], dict(others), pools, layers=layers)
+    host = _host(hardware, catalog) if checked.kind == "offload" else None
+    return Setup(checked, model, hardware, first[1], dict(others), pools, host=host, layers=layers)
+
+
+def _host(hardware: Hardware, catalog: Catalog) -> CostModel | None:
+    """Return the cost model of a node's CPUs, with the DRAM that the first of them is wired to."""
+    machine = hardware.machine
+    engine = next((engine for engine in machine.hosts if engine.memory), None)
+    if engine is None or engine.memory is None:
+        return None
+    bandwidth = machine.store(engine.memory).read.bandwidth
+    return CostModel(engine.device, catalog.calibration(engine.device), bandwidth, sustained=True)
 
 
 def _pools(scenario: Scenario, catalog: Catalog) -> tuple[tuple[Hardware, CostModel] | None, ...]:

@@ -11,6 +11,7 @@ from simulator.cost.collectives import (
 )
 from simulator.cost.custom_all_reduce import CustomConstants, custom_all_reduce_time
 from simulator.cost.expert_exchange import ExchangeConstants, exchange_time, low_latency_exchange_time
+from simulator.cost.host_kernels import Sockets, host_product_time
 from simulator.cost.matmul import matmul_time
 from simulator.cost.model import CostModel
 from simulator.cost.numeric import Parts, overlap
@@ -34,6 +35,7 @@ __all__ = [
     "OperatorTime",
     "Overlap",
     "Parts",
+    "Sockets",
     "adam_bytes",
     "algorithms",
     "attention_time",
@@ -44,6 +46,7 @@ __all__ = [
     "decode_attention_time",
     "exchange_time",
     "gather_bytes",
+    "host_product_time",
     "interval",
     "lines_touched",
     "low_latency_exchange_time",

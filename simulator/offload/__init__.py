@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from simulator.specs import MemroofError
+from simulator.specs.host_compute_scenario import HostComputeScenario
+from simulator.specs.mixed_stream_scenario import MixedStreamScenario
 from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 from simulator.strategy import Outcome, Remedy, Setup, Strategy
@@ -14,6 +16,8 @@ from simulator.strategy import Outcome, Remedy, Setup, Strategy
 METHODS: Mapping[type, str] = {
     ZigzagScenario: "simulator.offload.zigzag",
     TaskPacksScenario: "simulator.offload.task_packs",
+    HostComputeScenario: "simulator.offload.host_compute",
+    MixedStreamScenario: "simulator.offload.mixed_stream",
 }
 """The package that lowers each kind of offload scenario; imported when it is first needed."""
 

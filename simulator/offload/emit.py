@@ -52,7 +52,8 @@ class Emitter:
         self.pools: dict[str, Pool] = {}
         """Memories by name, those of accelerators first."""
         for tiers in self.ranks:
-            self.pools.setdefault(tiers.pools[GPU].name, tiers.pools[GPU])
+            if GPU in tiers.pools:
+                self.pools.setdefault(tiers.pools[GPU].name, tiers.pools[GPU])
         for tiers in self.ranks:
             self.pools.update({pool.name: pool for pool in tiers.pools.values() if pool.tier != GPU})
         self._memory = {
@@ -153,12 +154,12 @@ class Emitter:
         name: str,
         kind: Bottleneck,
     ) -> int:
-        """Add a copy over a channel at ``rate`` at most [B/s], in a queue, whose seconds count as bound by ``kind``."""
+        """Add a copy over a channel at ``rate`` [B/s] at most, in a queue or in none; its seconds count as bound by ``kind``."""
         by_pass = self.carried.setdefault(channel.name, {})
         by_pass[self.number] = by_pass.get(self.number, 0.0) + size
         task = self.program.transfer(
             self._path(channel), size, after=self._after(after), latency=channel.latency, max_rate=rate,
-            stream=self.stream(queue), tag=tag, name=name,
+            stream=self.stream(queue) if queue else None, tag=tag, name=name,
         )  # fmt: skip
         return self._note(task, COPYING[kind])
 

@@ -126,7 +126,7 @@ def find_tiers(hardware: Hardware, calibration: Calibration, usable: float, rank
         )
         for source, target in permutations(found, 2)
     }
-    return Tiers(pools, channels, _host(machine, found.get(DRAM, ()), calibration), rank)
+    return Tiers(pools, channels, host_of(machine, found.get(DRAM, ()), calibration), rank)
 
 
 def peer_channel(hardware: Hardware, rank: int, peer: int, calibration: Calibration) -> Channel:
@@ -189,7 +189,7 @@ def striped_links(routes: Sequence[Sequence[Edge]]) -> tuple[tuple[str, float], 
     )
 
 
-def _host(machine: Machine, stores: Sequence[Store], calibration: Calibration) -> Host | None:
+def host_of(machine: Machine, stores: Sequence[Store], calibration: Calibration) -> Host | None:
     """Return the CPUs that are wired to DRAM; None if there is neither."""
     ports: list[tuple[Edge, ...]] = []
     engines: list[Engine] = []

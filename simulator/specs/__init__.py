@@ -1,14 +1,24 @@
 """Specs: hardware, models and scenarios read from YAML, checked, and frozen."""
 
 from simulator.specs.base import Figure, Spec, validate
-from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, OperatorClass
+from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, HostKernelConstants, OperatorClass
 from simulator.specs.catalog import FOLDERS, Catalog, scenario_with, shipped_root
 from simulator.specs.cluster import Hardware
 from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError
 from simulator.specs.hardware import Cluster, LinkType, MemoryDevice, Network, Node, NumberFormat, Processor
+from simulator.specs.host_compute_scenario import (
+    HostComputeScenario,
+    HostComputeStrategy,
+    HostComputeWorkload,
+)
 from simulator.specs.machine import Edge, Engine, Machine, Route, Span, Store, Tier
 from simulator.specs.measured import MeasuredTable, read_measured
 from simulator.specs.measured_layers import MeasuredLayers
+from simulator.specs.mixed_stream_scenario import (
+    MixedStreamScenario,
+    MixedStreamStrategy,
+    MixedStreamWorkload,
+)
 from simulator.specs.model import LatentAttention, MixtureOfExperts, Model
 from simulator.specs.network import PairRates, Part
 from simulator.specs.offload_scenario import OffloadScenario
@@ -30,6 +40,10 @@ __all__ = [
     "Engine",
     "Figure",
     "Hardware",
+    "HostComputeScenario",
+    "HostComputeStrategy",
+    "HostComputeWorkload",
+    "HostKernelConstants",
     "LatentAttention",
     "LinkType",
     "Machine",
@@ -37,6 +51,9 @@ __all__ = [
     "MeasuredTable",
     "MemoryDevice",
     "MemroofError",
+    "MixedStreamScenario",
+    "MixedStreamStrategy",
+    "MixedStreamWorkload",
     "MixtureOfExperts",
     "Model",
     "Network",

@@ -361,6 +361,29 @@ class TrainingConstants(Spec):
     """Its relative standard error over CPUs and versions of the software."""
 
 
+class HostKernelConstants(Spec):
+    """What one family of CPU kernels reaches in products whose weights stream from DRAM."""
+
+    memory_efficiency: Number
+    """Share of what streaming reads sustain at which weights are read and unpacked, few rows at a time."""
+    vector_efficiency: Number
+    """Share of the vector units' fp32 peak with many rows, whatever the weights are stored in."""
+    matrix_efficiency: Number | None = None
+    """Share of the matrix units' bf16 peak; absent where these kernels have no use of them."""
+    vector_rows: Number = 4.0
+    """Rows up to which the vector units' kernel is taken."""
+    socket_scaling: Fraction = 1.0
+    """Share of its arithmetic rate that each socket beyond the first adds: tasks are stolen across sockets, activations cross."""
+    exposed: Exponent = 1.0
+    """Share of the shorter of weight stream and arithmetic that adds to the longer: 1 where a core does one after the other."""
+    operator_latency: Seconds
+    """Of a parallel region: all threads start, the last one ends."""
+    call_latency: Seconds
+    """Of a call from the accelerator's stream: callback, inputs converted, results handed over."""
+    source: str
+    """Rows that the constants were fitted on, or who measured them."""
+
+
 class FitRecord(Spec):
     """Where fitted constants of a class come from, and how good they are on groups that the fit has not seen."""
 
@@ -399,6 +422,8 @@ class Calibration(Spec):
     transfer: TransferConstants = TransferConstants()
     host: HostConstants = HostConstants()
     training: TrainingConstants = TrainingConstants()
+    host_kernels: dict[str, HostKernelConstants] = Field(default_factory=dict)
+    """Of a CPU: families of kernels by name."""
     error: dict[OperatorClass, Fraction] = Field(default_factory=dict)
     """Relative standard error of a single kernel's predicted time, by operator class."""
     fits: dict[OperatorClass, FitRecord] = Field(default_factory=dict)
@@ -410,6 +435,7 @@ def merge_calibration(layers: Sequence[Calibration]) -> Calibration:
     merged = layers[0]
     for layer in layers[1:]:
         update: dict[str, object] = {
+            "host_kernels": {**merged.host_kernels, **layer.host_kernels},
             "error": {**merged.error, **layer.error},
             "fits": {**merged.fits, **layer.fits},
         }

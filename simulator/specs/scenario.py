@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from simulator.specs.errors import SpecError, did_you_mean
+from simulator.specs.host_compute_scenario import HostComputeScenario
+from simulator.specs.mixed_stream_scenario import MixedStreamScenario
 from simulator.specs.offload_scenario import OffloadScenario
 from simulator.specs.serving_scenario import ServingScenario
 from simulator.specs.source import Document
@@ -16,6 +18,8 @@ KINDS = ("training", "serving", "offload")
 OFFLOAD_METHODS: dict[str, type[OffloadScenario]] = {
     "zigzag": ZigzagScenario,
     "task-packs": TaskPacksScenario,
+    "host-compute": HostComputeScenario,
+    "mixed-stream": MixedStreamScenario,
 }
 """By ``strategy.method``; the first is meant where none is named."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.specs import Catalog, MemroofError
 from simulator.validation.dataset import Part, TableDataSet, keep
+from simulator.validation.datasets import host_compute
 from simulator.validation.datasets.runs import (
     UNKNOWN_DEVICE,
     UNKNOWN_MODEL,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 NODES = {"NVIDIA T4 16GB, GCP, 208GB DRAM, 1.5TB SSD": "gcp-n1-t4"}
 MODELS = {"OPT-6.7B": "opt-6.7b", "OPT-30B": "opt-30b", "OPT-175B": "opt-175b"}
 SYSTEMS = ("FlexGen", "FlexGen 4-bit compression", "HF Accelerate", "DeepSpeed ZeRO-Inference")
-EXPERTS = "experts computed on a CPU: no strategy yet"
 PIPELINED = "layers over several machines: no strategy yet"
 
 # FlexGen's blocks of table 2 in GPU batches, and the shares of weights that its placement of whole tensors leaves in DRAM
@@ -67,14 +67,16 @@ def _split(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequ
     cpu = frame["placement"].str.contains("expert", case=False) | frame["system"].str.contains(
         "KTransformers|socket|llama.cpp"
     )
-    frame = keep(frame, ~cpu, EXPERTS, skipped)
+    on_cpus = host_compute.parts(frame[cpu], catalog, skipped)
+    frame = frame[~cpu]
     frame = keep(frame, ~frame["system"].str.contains("Petals"), PIPELINED, skipped)
     frame = keep(frame, frame["hardware"].isin(NODES), UNKNOWN_DEVICE, skipped)
     frame = keep(frame, frame["system"].isin(SYSTEMS), "system is not modelled", skipped)
-    return run_parts(
+    own = run_parts(
         frame, catalog, skipped, content=_content, measured=lambda rows: rows["value"].to_numpy(float),
         quantity=metric("generation_throughput"), groups=("system", "model"),
     )  # fmt: skip
+    return [*own, *on_cpus]
 
 
 DATASETS = (TableDataSet("offload/llm_offload_throughput.csv", _split),)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 SYSTEMS: Mapping[str, str] = {
     "Harmony": "harmony",
+    "KTransformers": "host_compute_claims",
+    "llama.cpp": "host_compute_claims",
+    "MoE-Lens": "mixed_stream_claims",
+    "Intel LLM runtime (Neural Speed)": "host_compute_claims",
 }
 """By the name of the system in the file, the module of this package whose ``claim`` reads its rows."""
 UNKNOWN = "system has no scenarios yet"

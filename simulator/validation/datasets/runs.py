@@ -15,11 +15,22 @@ import numpy as np
 from simulator.analysis.run import cost_model, load
 from simulator.analysis.strategies import strategy
 from simulator.cost import CostModel
+from simulator.offload.host_compute.run import fits as host_compute_fits
+from simulator.offload.mixed_stream.run import fits as mixed_stream_fits
 from simulator.offload.zigzag.plan import make_plan as plan_offload
 from simulator.offload.zigzag.run import resident
 from simulator.serving import make_plan as plan_serving
 from simulator.serving.fleet_plan import make_fleet
-from simulator.specs import Calibration, Catalog, MemroofError, ServingScenario, SpecError, ZigzagScenario
+from simulator.specs import (
+    Calibration,
+    Catalog,
+    HostComputeScenario,
+    MemroofError,
+    MixedStreamScenario,
+    ServingScenario,
+    SpecError,
+    ZigzagScenario,
+)
 from simulator.strategy import Metric, Setup
 from simulator.validation.dataset import FloatArray, Part, labels
 
@@ -80,6 +91,10 @@ def _loaded(text: str, catalog: Catalog) -> Case | str:
 def _fits(setup: Setup) -> bool:
     if isinstance(setup.scenario, ZigzagScenario):
         return all(use.free >= 0 for use in resident(plan_offload(setup)))
+    if isinstance(setup.scenario, HostComputeScenario):
+        return host_compute_fits(setup)
+    if isinstance(setup.scenario, MixedStreamScenario):
+        return mixed_stream_fits(setup)
     if setup.scenario.kind == "offload":
         return True  # its strategy says in the metrics what does not fit
     if isinstance(setup.scenario, ServingScenario) and setup.scenario.fleet is not None:

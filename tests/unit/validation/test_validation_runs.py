@@ -411,7 +411,7 @@ def test_offloaded_generation_is_placed_as_its_system_does(tmp_path):
     (part,) = loaded.parts
     assert part.rows.tolist() == [2, 3, 4]
     assert sum(loaded.skipped.values()) == 4
-    assert {offload.EXPERTS, offload.PIPELINED, runs.UNKNOWN_DEVICE} < set(loaded.skipped)
+    assert {offload.PIPELINED, runs.UNKNOWN_DEVICE} < set(loaded.skipped)
     rows = list(pd.read_csv(file).itertuples(index=False))
     flexgen, accelerate, deepspeed = (offload._content(row) for row in rows[:3])
     assert flexgen["workload"] == {"prompt": 512, "output": 4, "batch": 48, "batches": 3}
