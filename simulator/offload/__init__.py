@@ -8,12 +8,14 @@ from typing import cast
 
 from simulator.specs import MemroofError
 from simulator.specs.task_packs_scenario import TaskPacksScenario
+from simulator.specs.expert_cache_scenario import ExpertCacheScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 from simulator.strategy import Outcome, Remedy, Setup, Strategy
 
 METHODS: Mapping[type, str] = {
     ZigzagScenario: "simulator.offload.zigzag",
     TaskPacksScenario: "simulator.offload.task_packs",
+    ExpertCacheScenario: "simulator.offload.expert_cache",
 }
 """The package that lowers each kind of offload scenario; imported when it is first needed."""
 

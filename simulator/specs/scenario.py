@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simulator.specs.errors import SpecError, did_you_mean
+from simulator.specs.expert_cache_scenario import ExpertCacheScenario
 from simulator.specs.offload_scenario import OffloadScenario
 from simulator.specs.serving_scenario import ServingScenario
 from simulator.specs.source import Document
@@ -16,6 +17,7 @@ KINDS = ("training", "serving", "offload")
 OFFLOAD_METHODS: dict[str, type[OffloadScenario]] = {
     "zigzag": ZigzagScenario,
     "task-packs": TaskPacksScenario,
+    "expert-cache": ExpertCacheScenario,
 }
 """By ``strategy.method``; the first is meant where none is named."""
 
