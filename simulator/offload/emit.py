@@ -154,13 +154,22 @@ class Emitter:
         kind: Bottleneck,
     ) -> int:
         """Add a copy over a channel at ``rate`` at most [B/s], in a queue, whose seconds count as bound by ``kind``."""
-        by_pass = self.carried.setdefault(channel.name, {})
-        by_pass[self.number] = by_pass.get(self.number, 0.0) + size
+        self.carry(channel, size)
         task = self.program.transfer(
-            self._path(channel), size, after=self._after(after), latency=channel.latency, max_rate=rate,
+            self.path(channel), size, after=self._after(after), latency=channel.latency, max_rate=rate,
             stream=self.stream(queue), tag=tag, name=name,
         )  # fmt: skip
         return self._note(task, COPYING[kind])
+
+    def carry(self, channel: Channel, size: float) -> None:
+        """Note bytes that a channel carries."""
+        by_pass = self.carried.setdefault(channel.name, {})
+        by_pass[self.number] = by_pass.get(self.number, 0.0) + size
+
+    def note(self, shares: Rows) -> None:
+        """Note what a second of the next task of a simulation is divided into; of a program's tasks it is noted as they are added."""
+        self.shares.append(shares)
+        self.pass_of.append(self.number)
 
     def stream(self, name: str) -> int:
         """Return the stream of that name, a new one where there is none yet."""
@@ -173,11 +182,11 @@ class Emitter:
         return (*after, last) if self.serial and last >= 0 and last not in after else after
 
     def _note(self, task: int, shares: Rows) -> int:
-        self.shares.append(shares)
-        self.pass_of.append(self.number)
+        self.note(shares)
         return task
 
-    def _path(self, channel: Channel) -> tuple[int, ...]:
+    def path(self, channel: Channel) -> tuple[int, ...]:
+        """Return the links of a channel that are simulated."""
         if channel.links not in self._paths:
             self._paths[channel.links] = tuple(
                 self._link(*link) for link in channel.links if link in self._binding

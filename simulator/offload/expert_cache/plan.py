@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -64,7 +65,8 @@ class Plan:
     workspace: float
     activation_bytes: float
     """Hidden state of a token [B]."""
-    graphs: tuple[ModelGraph, ModelGraph]
+    typical: ModelGraph
+    """A decode step in the middle of the output (the prefill where there is none): whose kernels say how sure times are."""
     spans: dict[Axis, Span]
     encoder_layers: int
 
@@ -150,7 +152,7 @@ def make_plan(setup: Setup) -> Plan:
         )
     near = _near(setup, tiers, strategy)
     fetch, back = (
-        _shared(setup, tiers.channels[pair], degree, strategy)
+        _shared(setup, tiers, pair, strategy)
         for pair in ((strategy.experts, GPU), (GPU, strategy.experts))
     )
     numerics = Numerics.of(strategy.precision, strategy.weight_precision, strategy.kv_precision)
@@ -176,6 +178,8 @@ def make_plan(setup: Setup) -> Plan:
     if model.family == "encoder-decoder":
         later_shape = replace(later_shape, sequence=workload.prompt)
     later = build(model, later_shape, partition, numerics, joined_projections=joined)
+    middle = replace(later_shape, context=float(contexts[len(contexts) // 2]))
+    typical = build(model, middle, partition, numerics, joined_projections=joined) if steps else first
     layers = (
         tuple(price_layers(first, setup.cost, spans, 1, issue)),
         tuple(price_layers(later, setup.cost, spans, len(contexts), issue)),
@@ -189,7 +193,7 @@ def make_plan(setup: Setup) -> Plan:
         scenario.name, strategy, workload, layers, experts, tiers, fetch, back, near, moe_layers,
         model.moe.num_experts, model.moe.num_experts_per_tok, tokens, decoding, contexts,
         others * numerics.weight_bytes, held, max(live_bytes(block) for block, _ in first.all_blocks),
-        model.hidden_size * numerics.activation_bytes, (first, later), spans,
+        model.hidden_size * numerics.activation_bytes, typical, spans,
         model.num_encoder_layers,
     )  # fmt: skip
 
@@ -226,16 +230,13 @@ def _near(setup: Setup, tiers: Tiers, strategy: ExpertCacheStrategy) -> Near | N
     return Near("near-data", owners[0].device, len(owners), channel_of("near-data", links, efficiency))
 
 
-def _shared(setup: Setup, channel: Channel, ranks: int, strategy: ExpertCacheStrategy) -> Channel:
-    """Return what one of some accelerators gets of a channel when all copy at once."""
-    if ranks == 1 and strategy.copy_rate is None:
-        return channel
-    own = setup.hardware.machine.ranks[0].name
-    private = {f"{own}>", f">{own}", f"{own}-", f"-{own}", f"{own}."}
-    links = tuple(
-        (name, width if any(mark in name for mark in private) else width / ranks)
-        for name, width in channel.links
-    )
-    efficiency = channel.rate / min(width for _, width in channel.links)
-    rate = min(width for _, width in links) * efficiency
-    return replace(channel, links=links, rate=min(rate, strategy.copy_rate or rate))
+def _shared(setup: Setup, tiers: Tiers, pair: tuple[str, str], strategy: ExpertCacheStrategy) -> Channel:
+    """Return what the first of some accelerators gets of a channel when all copy at once, each over its own."""
+    channel, ranks = tiers.channels[pair], strategy.tensor_parallel
+    if ranks > 1:
+        others = [find_tiers(setup.hardware, setup.cost.calibration, 1.0, rank) for rank in range(1, ranks)]
+        crossing = Counter(link for each in (tiers, *others) for link in each.channels[pair].links)
+        links = tuple((name, width / crossing[name, width]) for name, width in channel.links)
+        efficiency = channel.rate / min(width for _, width in channel.links)
+        channel = replace(channel, links=links, rate=min(width for _, width in links) * efficiency)
+    return replace(channel, rate=min(channel.rate, strategy.copy_rate or channel.rate))

@@ -1,0 +1,491 @@
+"""The process that generates: layer after layer, experts looked up, fetched, computed here or elsewhere, as they are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
+
+import numpy as np
+
+from simulator.engine import Policy, Simulation, SlotCache, Timeline
+from simulator.offload.columns import BOTTLENECKS, COLUMNS, Rows
+from simulator.offload.emit import COPYING, Emitter
+from simulator.offload.expert_cache.balance import split_by_load
+from simulator.offload.expert_cache.fetching import PREDICTED, REQUIRED, Fetcher, Key
+from simulator.offload.expert_cache.plan import BUFFERS, Plan
+from simulator.offload.expert_cache.prices import Layer
+from simulator.offload.expert_cache.routing import Drawn, Integers
+from simulator.offload.tiers import NVME, Channel
+from simulator.strategy import Bottleneck
+
+
+ALL = -1
+"""In place of an expert: all of a layer that are not resident."""
+
+
+@dataclass
+class Counts:
+    """What happened to experts that tokens were routed to, by kind of pass (prefill, decode); experts, not tokens."""
+
+    used: int = 0
+    hits: int = 0
+    """Resident when the gate named them."""
+    elsewhere: int = 0
+    """Computed where they lie."""
+    substituted: int = 0
+    predicted: int = 0
+    """Named by the predictor."""
+    right: int = 0
+    """Of those: used."""
+    wanted: int = 0
+    """Of those named: not resident, so to be fetched."""
+    timely: int = 0
+    """Of those to be fetched: there when the gate spoke."""
+    useful: int = 0
+    """Of those there in time: used."""
+
+
+@dataclass
+class Pass:
+    """One prefill or decode step as it ran."""
+
+    prefill: bool
+    begin: float
+    end: float = 0.0
+    encoded: float = 0.0
+    """End of the encoder's last layer, of a prefill that has one."""
+    computing: float = 0.0
+    """Seconds in which the accelerator computed."""
+    elsewhere: float = 0.0
+    """Seconds in which it would have computed the experts that something else did."""
+
+    @property
+    def resident(self) -> float:
+        """Seconds that it would have taken with all experts resident."""
+        return self.computing + self.elsewhere
+
+
+@dataclass
+class Ran:
+    """A run: passes in order, counts of prefill and decode, the timeline."""
+
+    passes: list[Pass] = field(default_factory=list)
+    prefill: Counts = field(default_factory=Counts)
+    decode: Counts = field(default_factory=Counts)
+    timeline: Timeline | None = None
+
+
+def make_caches(plan: Plan, popularity: Rows, seed: int) -> list[SlotCache]:
+    """Return an empty cache for each MoE layer, or a filled one where its set is fixed."""
+    policy, random = plan.strategy.policy or "lru", np.random.default_rng([seed, 1])
+    found = []
+    for layer, slots in enumerate(plan.slots):
+        scores = popularity[layer]
+        if policy == "predicted" and plan.strategy.predicted is not None:
+            # of the experts used most, a share is in the set; any others fill it up
+            known = random.random(len(scores)) < plan.strategy.predicted.accuracy
+            scores = np.where(known, scores, 0.0) + 1e-12 * random.random(len(scores))
+        if policy in ("static", "predicted", "layers", "none"):
+            found.append(SlotCache(slots, "static-hot", scores=scores.tolist()))
+        else:
+            kind: Policy = policy
+            found.append(SlotCache(slots, kind, decay=plan.strategy.decay))
+    return found
+
+
+def warm(plan: Plan, caches: list[SlotCache], drawn: Drawn) -> None:
+    """Let a batch of requests pass through the caches without time."""
+    for table in (drawn.prompt, *drawn.steps):
+        for layer, cache in enumerate(caches):
+            used = np.flatnonzero(table[layer]).tolist()
+            if plan.strategy.loads == "in-turn":
+                for expert in used:
+                    cache.access(expert)
+            elif used:
+                cache.step(sorted(used, key=lambda expert: expert not in cache))
+
+
+class Process:
+    """Generates requests one after another on a simulation.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is generated.
+    emit : Emitter
+        Whose program has the resources and what stays in memory; tasks' shares are noted in it.
+    requests : list of Drawn
+        Routing of each.
+    caches : list of SlotCache
+        Of the MoE layers, as they are when the first request comes.
+    popularity : array, shape (layers, experts)
+        Weights by which wrong predictions fall on experts.
+    """
+
+    def __init__(
+        self, plan: Plan, emit: Emitter, requests: Sequence[Drawn], caches: Sequence[SlotCache], popularity: Rows
+    ) -> None:
+        self.plan, self.emit, self.requests, self.caches = plan, emit, requests, caches
+        self.popularity = popularity
+        self.random = np.random.default_rng([plan.strategy.routing.seed, 2])
+        self.ran = Ran()
+        self._streams = {name: emit.stream(name) for name in ("fetch", "return", "near", "predictor")}
+        near = () if plan.near is None else (plan.near.channel,)
+        self._paths = {channel.name: emit.path(channel) for channel in (plan.fetch, plan.back, *near)}
+        self.simulation = Simulation(emit.program)
+        self.fetcher = Fetcher(plan.strategy.chunks, self._send, self._may_start)
+        self._turns = plan.strategy.loads == "in-turn"
+        self._request = self._step = self._place = 0
+        self._moe = -1  # layer whose experts are looked up or computed
+        self._named: dict[int, frozenset[int]] = {}  # by layer ahead, what the predictor says
+        self._wanted: dict[int, frozenset[int]] = {}
+        self._buffered: set[Key] = set()  # arrived before their gate, without a slot
+        self._whole: set[int] = set()  # layers of which all experts have come
+        self._carry: Rows = np.zeros(len(COLUMNS))
+        self._idle = True
+
+    def run(self) -> Ran:
+        """Run all requests."""
+        self._begin_pass()
+        self.ran.timeline = self.simulation.run()
+        return self.ran
+
+    # --- passes and layers ---------------------------------------------------------------------------------------
+
+    @property
+    def _prefill(self) -> bool:
+        return self._step == 0
+
+    @property
+    def _index(self) -> int:
+        """Row of the prices of this pass."""
+        return max(self._step - 1, 0)
+
+    @property
+    def _counts(self) -> Counts:
+        return self.ran.prefill if self._prefill else self.ran.decode
+
+    def _tokens_of(self, moe: int) -> Integers:
+        """Tokens of each expert of a layer in this pass."""
+        drawn = self.requests[self._request]
+        table: Integers = (drawn.prompt if self._prefill else drawn.steps[self._step - 1])[moe]
+        return table
+
+    def _begin_pass(self) -> None:
+        self.ran.passes.append(Pass(self._prefill, self.simulation.now))
+        self._place, self._moe = 0, -1
+        self._named, self._wanted = {}, {}
+        self._next_layer()
+
+    def _next_layer(self) -> None:
+        """Compute up to the next gate, or to the end of the pass."""
+        layers = self.plan.layers[0 if self._prefill else 1]
+        while self._place < len(layers):
+            current = self.ran.passes[-1]
+            if self._prefill and self._place == self.plan.encoder_layers + 1 > 1 and not current.encoded:
+                self._compute("layer", "encoder", self._encoded)
+                return
+            layer = layers[self._place]
+            self._place += 1
+            self._carry = self._carry + layer.to_gate.rows[self._index]
+            if layer.moe is not None:
+                self._predict(layer.moe)
+                if self.plan.strategy.loads == "whole-layer":
+                    self._send_for_all(layer.moe)
+                self._compute("layer", layer.name, partial(self._gate, layer))
+                return
+            self._carry = self._carry + layer.beside.rows[self._index] + layer.behind.rows[self._index]
+        self._compute("layer", "head", self._end_pass)
+
+    def _encoded(self) -> None:
+        self.ran.passes[-1].encoded = self.simulation.now
+        self._next_layer()
+
+    def _end_pass(self) -> None:
+        self.ran.passes[-1].end = self.simulation.now
+        self._step += 1
+        if self._step > len(self.requests[self._request].steps):
+            self._step, self._request = 0, self._request + 1
+        if self._request < len(self.requests):
+            self._begin_pass()
+
+    # --- what the gate says --------------------------------------------------------------------------------------
+
+    def _gate(self, layer: Layer) -> None:
+        """Look experts up, send for what is missing, drop what is not needed, and begin to compute."""
+        assert layer.moe is not None
+        strategy, moe, tokens = self.plan.strategy, layer.moe, self._tokens_of(layer.moe)
+        used = np.flatnonzero(tokens).tolist()
+        self._layer, self._moe = layer, moe
+        self._load = {expert: int(tokens[expert]) for expert in used}
+        self._price = dict(zip(used, self.plan.experts.rows(tokens[used]), strict=True))
+        self._ready: set[int] = set()
+        self._asked = -1
+        self._away = False
+        self._carry = layer.beside.rows[self._index]
+        self._counts.used += len(used)
+        self._judge(set(used))
+        if self._turns:
+            self._pending = used
+        else:
+            hits, misses = self._look_up(used)
+            self._counts.hits += len(hits)
+            if strategy.misses == "substitute":
+                self._counts.substituted += len(misses)
+                hits, misses = hits + misses, []
+            elif strategy.misses in ("home", "balanced"):
+                misses = self._stay(misses)
+            self._ready = set(hits)
+            self._pending = hits + misses if strategy.order == "ready" else sorted(hits + misses)
+            self._send_for(misses)
+        self._advance()
+
+    def _look_up(self, used: list[int]) -> tuple[list[int], list[int]]:
+        """Return the experts that are there and those that are not, and have the cache take what will be fetched."""
+        cache = self.caches[self._moe]
+        hits = [expert for expert in used if self._there(expert)]
+        misses = [expert for expert in used if expert not in hits]
+        self._buffered = {key for key in self._buffered if key[0] != self._moe}
+        # computed elsewhere or replaced, a miss leaves the cache as it is
+        cache.step([*hits, *(misses if self.plan.strategy.misses in ("fetch", "balanced") else ())])
+        return hits, misses
+
+    def _there(self, expert: int) -> bool:
+        rate = self.plan.strategy.routing.hit_rate
+        if rate is not None:
+            return bool(self.random.random() < rate)
+        return expert in self.caches[self._moe] or (self._moe, expert) in self._buffered
+
+    def _send_for(self, misses: list[int]) -> None:
+        """Hurry what is missing, drop what was predicted in vain, and ask for the rest."""
+        if self.plan.strategy.loads == "whole-layer":
+            if self._moe in self._whole:
+                self._ready.update(misses)
+            return
+        for key in self.fetcher.of_layer(self._moe):
+            if key[1] in misses:
+                self.fetcher.require(key, self._arrived)
+            else:
+                self.fetcher.drop(key)
+        for expert in misses:
+            if (self._moe, expert) not in self.fetcher:
+                self.fetcher.request((self._moe, expert), REQUIRED, self._arrived)
+        self.fetcher.go()
+
+    def _advance(self) -> None:
+        """Give the accelerator what is ready; where experts come in turn, ask for the next; else end the layer."""
+        if not self._idle:
+            return
+        chosen = self._take()
+        for expert in chosen:
+            self._carry = self._carry + self._price[expert]
+        if self._carry.any():
+            self._compute("experts", self._layer.name, self._computed)
+        elif self._turns and self._asked >= 0:
+            if (self._moe, self._asked) not in self.fetcher:
+                self.fetcher.request((self._moe, self._asked), REQUIRED, self._arrived)
+                self.fetcher.go()
+        elif not self._pending and not self._away:
+            self._whole.discard(self._moe)
+            self._carry = self._layer.behind.rows[self._index]
+            self._next_layer()
+
+    def _computed(self) -> None:
+        self.fetcher.go()  # there may be room again
+        self._advance()
+
+    def _take(self) -> list[int]:
+        """Remove from what is pending the experts to compute next."""
+        if self._turns:
+            chosen = []
+            while self._pending and self._asked < 0 and self._in_turn(self._pending[0]):
+                chosen.append(self._pending.pop(0))
+            return chosen
+        if self.plan.strategy.order == "ready":
+            chosen = [expert for expert in self._pending if expert in self._ready]
+        else:
+            chosen = list(takewhile(lambda expert: expert in self._ready, self._pending))
+        self._pending = [expert for expert in self._pending if expert not in chosen]
+        return chosen
+
+    def _in_turn(self, expert: int) -> bool:
+        """Whether an expert whose turn has come is there; it is sent for if not, and the cache takes it."""
+        if expert in self._ready:
+            return True
+        there = self._there(expert)
+        self.caches[self._moe].access(expert)
+        self._counts.hits += there
+        if not there:
+            self._asked = expert
+        return there
+
+    def _arrived(self, key: Key) -> None:
+        self._ready.add(key[1])
+        if key[1] == self._asked:
+            self._asked = -1
+        self._advance()
+
+    # --- copies to the accelerator -------------------------------------------------------------------------------
+
+    def _send_for_all(self, moe: int) -> None:
+        """Ask for every expert of a layer that is not resident, in one copy."""
+        if len(self.caches[moe]) < self.plan.num_experts:
+            self.fetcher.request((moe, ALL), REQUIRED, self._all_arrived)
+            self.fetcher.go()
+
+    def _all_arrived(self, key: Key) -> None:
+        self._whole.add(key[0])
+        if key[0] == self._moe:
+            self._ready.update(self._pending)
+            self._advance()
+
+    def _send(self, key: Key, come: Callable[[], None]) -> None:
+        plan = self.plan
+        experts = plan.num_experts - len(self.caches[key[0]]) if key[1] == ALL else 1
+        kind: Bottleneck = "storage" if plan.strategy.experts == NVME else "host link"
+        size = plan.expert_bytes * experts / plan.strategy.chunks
+        self._transfer(plan.fetch, size, plan.fetch.rate, "fetch", kind, f"expert {key[1]} of {key[0]}", come)
+
+    def _may_start(self, key: Key) -> bool:
+        """Whether slots and buffers have room for one more expert of the layer that is computed."""
+        if key[0] != self._moe or self._turns or key[1] == ALL:
+            return True
+        held = len(self._ready.intersection(self._pending))
+        held += sum(self.fetcher.started(other) for other in self.fetcher.of_layer(self._moe))
+        return held < self.plan.slots[self._moe] + self.plan.buffers
+
+    # --- the predictor -------------------------------------------------------------------------------------------
+
+    def _predict(self, moe: int) -> None:
+        """Have the predictor read the input of a layer, and fetch what it names of a later one."""
+        prefetch = self.plan.strategy.prefetch
+        if prefetch is None:
+            return
+        target, number = moe + prefetch.lead, len(self.ran.passes)
+        if target >= self.plan.moe_layers or not (self._prefill or self.plan.decoding[target]):
+            return
+        self._note("host")
+        self.simulation.compute(
+            self._streams["predictor"], prefetch.latency, tag="predict", name=f"predict {target}",
+            on_end=lambda _: self._name(target, number),
+        )  # fmt: skip
+
+    def _name(self, target: int, number: int) -> None:
+        """Fetch what is named and not there, at low priority, unless its gate has spoken."""
+        if number != len(self.ran.passes) or target <= self._moe:
+            return
+        prefetch, cache = self.plan.strategy.prefetch, self.caches[target]
+        assert prefetch is not None
+        named = self._guess(self._tokens_of(target), self.popularity[target], prefetch.accuracy)
+        there = [expert for expert in named if expert in cache]
+        room = self.plan.slots[target] - len(there) + max(0, BUFFERS - len(self._buffered))
+        missing = [expert for expert in named if expert not in there]
+        self._named[target], self._wanted[target] = frozenset(named), frozenset(missing)
+        for expert in missing[:room]:
+            self.fetcher.request((target, expert), PREDICTED, self._prefetched)
+        self.fetcher.go()
+
+    def _guess(self, tokens: Integers, popularity: Rows, accuracy: float) -> list[int]:
+        """Return the experts that a predictor names that is right about each token's experts with a probability."""
+        missed = (1.0 - accuracy) ** tokens
+        named = set(np.flatnonzero(self.random.random(len(tokens)) >= missed).tolist())
+        wrong = self.random.binomial(int(tokens.sum()), 1.0 - accuracy)
+        named.update(self.random.choice(len(tokens), size=wrong, p=popularity).tolist())
+        return sorted(named)
+
+    def _prefetched(self, key: Key) -> None:
+        cache = self.caches[key[0]]
+        cache.admit(key[1], keep=self._named.get(key[0], ()))
+        if key[1] not in cache:
+            self._buffered.add(key)
+
+    def _judge(self, used: set[int]) -> None:
+        """Count what the predictor got right, and what of it has come in time."""
+        named, wanted = (table.pop(self._moe, None) for table in (self._named, self._wanted))
+        if named is None or wanted is None:
+            return
+        counts, cache = self._counts, self.caches[self._moe]
+        come = {expert for expert in wanted if expert in cache or (self._moe, expert) in self._buffered}
+        counts.predicted += len(named)
+        counts.right += len(named & used)
+        counts.wanted += len(wanted)
+        counts.timely += len(come)
+        counts.useful += len(come & used)
+
+    # --- experts computed where they lie -------------------------------------------------------------------------
+
+    def _stay(self, misses: list[int]) -> list[int]:
+        """Have experts computed where they lie, all of them or those of least load; return those to fetch."""
+        plan, near = self.plan, self.plan.near
+        assert near is not None
+        misses = sorted(misses, key=lambda expert: -self._load[expert])
+        loads = np.array([self._load[expert] for expert in misses], np.int64)
+        seconds = plan.experts.elsewhere(loads, near.device, near.count, near.channel.rate)
+        fetched = 0
+        if plan.strategy.misses == "balanced" and misses:
+            copied = plan.strategy.chunks * plan.fetch.seconds(plan.expert_bytes / plan.strategy.chunks)
+            here = [copied + _seconds(self._price[expert]) for expert in misses]
+            fetched = split_by_load(here, seconds.tolist())
+        if len(misses) > fetched:
+            self._send_tokens(loads[fetched:], float(seconds[fetched:].sum()))
+            for expert in misses[fetched:]:
+                self.ran.passes[-1].elsewhere += _seconds(self._price[expert])
+        self._counts.elsewhere += len(misses) - fetched
+        return misses[:fetched]
+
+    def _send_tokens(self, loads: Integers, seconds: float) -> None:
+        """Send tokens to the experts, compute there, and fetch what comes out."""
+        plan, near = self.plan, self.plan.near
+        assert near is not None
+        tokens = plan.tokens[self._moe] if self._prefill else 1
+        size = min(float(loads.sum()), float(tokens * plan.workload.batch)) * plan.activation_bytes
+        weights = len(loads) * plan.whole_expert_bytes
+        self._away = True
+
+        def compute() -> None:
+            self._transfer(near.channel, weights, weights / seconds, "near", "host", near.name, back)
+
+        def back() -> None:
+            self._transfer(plan.fetch, size, plan.fetch.rate, "return", "host link", "outputs", done)
+
+        def done() -> None:
+            self._away = False
+            self._advance()
+
+        self._transfer(plan.back, size, plan.back.rate, "return", "host link", "tokens", compute)
+
+    # --- tasks ---------------------------------------------------------------------------------------------------
+
+    def _compute(self, tag: str, name: str, then: Callable[[], None]) -> None:
+        """Have the accelerator do what has gathered."""
+        rows, self._carry = self._carry, np.zeros(len(COLUMNS))
+        seconds = _seconds(rows)
+        self._idle = False
+        self.ran.passes[-1].computing += seconds
+        self.emit.note(rows / seconds if seconds else rows)
+
+        def ended(task: int) -> None:
+            self._idle = True
+            then()
+
+        self.simulation.compute(self.emit.gpu, seconds, tag=tag, name=name, on_end=ended)
+
+    def _transfer(
+        self, channel: Channel, size: float, rate: float, stream: str, kind: Bottleneck, name: str,
+        then: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.emit.carry(channel, size)
+        self._note(kind)
+        self.simulation.transfer(
+            self._paths[channel.name], size, latency=channel.latency, max_rate=rate, stream=self._streams[stream],
+            tag=stream, name=name, on_end=lambda _: then(),
+        )  # fmt: skip
+
+    def _note(self, kind: Bottleneck) -> None:
+        self.emit.note(COPYING[kind])
+
+
+def _seconds(rows: Rows) -> float:
+    return float(rows[: len(BOTTLENECKS)].sum())

@@ -1,0 +1,331 @@
+"""Generate with a cache of experts: plan, process, timeline, and what they say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from simulator.cost import relative_error
+from simulator.engine import Timeline
+from simulator.offload.answer import bound_by, by_class, link_table, memory_uses
+from simulator.offload.columns import COLUMNS, Rows
+from simulator.offload.emit import Emitter
+from simulator.offload.expert_cache.plan import Plan, make_plan
+from simulator.offload.expert_cache.process import Counts, Process, Ran, make_caches, warm
+from simulator.offload.tiers import GPU
+from simulator.specs import OperatorClass
+from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
+
+REUSES = (0.0, 0.1, 0.2, 0.4)
+"""Of the table that says how much hangs on locality."""
+SOURCES = (
+    "Song et al. 2024, arXiv:2410.22134 (ProMoE): prediction, prefetch by chunks in two priorities, reordering of experts",
+    "Kim et al. 2024, arXiv:2405.18832 (MoNDE): experts computed near the data, hot ones on the accelerator",
+    "Tairin et al. 2025, arXiv:2503.06823 (eMoE): a set of experts for several prompts, absent ones replaced",
+)
+
+
+def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
+    """Simulate requests one after another: prefill, then decode steps.
+
+    Parameters
+    ----------
+    setup : Setup
+        An expert-cache scenario with its model, hardware and cost model.
+    detail : bool
+        Nothing more: each expert's chunks are in the timeline anyway.
+
+    Returns
+    -------
+    Outcome
+        Of the mean request. One whose weights and cache exceed a memory is not run: its throughput is 0.
+
+    Raises
+    ------
+    MemroofError
+        For a combination that is refused; see :func:`simulator.offload.expert_cache.plan.make_plan`.
+    """
+    plan = make_plan(setup)
+    needed = resident(plan)
+    if any(use.free < 0 for use in needed):
+        return _not_run(plan, needed)
+    emit, ran = _run(plan)
+    return _outcome(setup, plan, emit, ran)
+
+
+def resident(plan: Plan) -> tuple[MemoryUse, ...]:
+    """Return what each tier holds throughout."""
+    uses = []
+    for tier, pool in plan.tiers.pools.items():
+        held = {name: size for at, name, size in _holdings(plan) if at == tier and size}
+        largest = tuple(Holding(name, size) for name, size in sorted(held.items(), key=lambda item: -item[1]))
+        uses.append(MemoryUse(pool.name, pool.stores[0].tier, pool.capacity, sum(held.values()), 0.0, held, largest))
+    return tuple(uses)
+
+
+def _holdings(plan: Plan) -> tuple[tuple[str, str, float], ...]:
+    return (
+        (GPU, "weights", plan.other_weights),
+        (GPU, "expert cache", sum(plan.slots) * plan.expert_bytes),
+        (GPU, "expert buffers", plan.buffers * plan.expert_bytes),
+        (GPU, "KV cache", plan.kv_bytes),
+        (GPU, "workspace", plan.workspace),
+        (plan.strategy.experts, "experts", plan.all_experts * plan.whole_expert_bytes),
+    )
+
+
+def _run(plan: Plan) -> tuple[Emitter, Ran]:
+    """Run the requests, after one that fills the caches."""
+    near = () if plan.near is None else (plan.near.channel,)
+    emit = Emitter(plan.name, plan.tiers, channels=(plan.fetch, plan.back, *near))
+    for tier, category, size in _holdings(plan):
+        emit.keep(tier, size, category, category)
+    router, workload = plan.router(), plan.workload
+    steps = len(plan.contexts) if workload.output > 1 else 0
+    drawn = [router.draw(plan.tokens, plan.decoding, steps, workload.batch) for _ in range(workload.requests + 1)]
+    caches = make_caches(plan, router.popularity, plan.strategy.routing.seed)
+    warm(plan, caches, drawn[0])
+    return emit, Process(plan, emit, drawn[1:], caches, router.popularity).run()
+
+
+# --- outcome ---------------------------------------------------------------------------------------------------------
+
+
+def _outcome(setup: Setup, plan: Plan, emit: Emitter, ran: Ran) -> Outcome:
+    timeline = ran.timeline
+    assert timeline is not None
+    rows = _by_pass(emit, timeline, np.array([each.end for each in ran.passes]))
+    first = np.array([each.prefill for each in ran.passes])
+    steps = plan.workload.output - 1
+    prefill = rows[first].mean(axis=0)
+    decode = steps * rows[~first].mean(axis=0) if steps else np.zeros(len(COLUMNS))
+    errors = pass_errors(setup.cost, plan.typical, plan.spans)
+    metrics = _metrics(plan, ran, (prefill, decode), errors)
+    total = metrics["generation_time"].value
+    return Outcome(
+        headline="generation_throughput",
+        metrics=metrics,
+        memory=_memory(emit, timeline),
+        class_times=by_class(prefill + decode),
+        bottlenecks=bound_by(prefill + decode),
+        total_time=total,
+        assumptions=_assumptions(setup, plan),
+        sources=SOURCES,
+        timeline=timeline,
+        devices=plan.strategy.tensor_parallel,
+        busy_fraction=sum(each.computing for each in ran.passes) / ran.passes[-1].end,
+        tables=_tables(plan, emit, ran),
+        class_errors=errors,
+        phases={"prefill": bound_by(prefill)} | ({"decode": bound_by(decode)} if steps else {}),
+    )
+
+
+def _memory(emit: Emitter, timeline: Timeline) -> tuple[MemoryUse, ...]:
+    return memory_uses(emit, timeline)
+
+
+def _by_pass(emit: Emitter, timeline: Timeline, ends: Rows) -> Rows:
+    """Return the seconds of each pass along the critical path by columns; shape (passes, columns)."""
+    path = timeline.critical_path().tasks
+    start, end = timeline.start[path], timeline.end[path]
+    shares = np.array([emit.shares[task] for task in path.tolist()])
+    rows = np.zeros((len(ends), len(COLUMNS)))
+    waiting = COLUMNS.index("waiting")
+    for index, high in enumerate(ends.tolist()):
+        low = float(ends[index - 1]) if index else 0.0
+        at, to = np.searchsorted(end, low, "right"), np.searchsorted(start, high, "left")
+        seconds = np.maximum(np.minimum(end[at:to], high) - np.maximum(start[at:to], low), 0.0)
+        rows[index] = seconds @ shares[at:to]
+        idle = (high - low) - float(seconds.sum())
+        if idle > 1e-9 * (high - low):
+            rows[index, waiting] += idle
+    return rows
+
+
+def _metrics(
+    plan: Plan, ran: Ran, rows: tuple[Rows, Rows], errors: Mapping[OperatorClass, float]
+) -> dict[str, Metric]:
+    workload, steps = plan.workload, plan.workload.output - 1
+    times = np.array([[each.prefill, each.end - each.begin, each.computing, each.resident] for each in ran.passes])
+    first, later = times[times[:, 0] == 1.0, 1:], times[times[:, 0] == 0.0, 1:]
+    prefill = float(first[:, 0].mean())
+    step = float(later[:, 0].mean()) if steps else 0.0
+    total = prefill + steps * step
+    drawn = [_spread(first[:, 0]), _spread(later[:, 0].reshape(workload.requests, -1).mean(axis=1)) if steps else 0.0]
+    known = [float(relative_error(by_class(row), errors)) for row in (*rows, rows[0] + rows[1])]
+    whole = math.hypot(known[2], (drawn[0] * prefill + drawn[1] * steps * step) / total)
+    error = [math.hypot(a, b) for a, b in zip(known, drawn, strict=False)]
+    tokens = workload.batch * workload.output
+    found = {
+        "generation_throughput": Metric("output tokens per second, prefill included", tokens / total, "1/s", whole, "higher"),
+        "generation_time": Metric("time of a request", total, "seconds", whole, "lower"),
+        "time_to_first_token": Metric("time to first token", prefill, "seconds", error[0], "lower"),
+        "prefill_time": Metric("prefill time", prefill, "seconds", error[0], "lower"),
+        "prefill_throughput": Metric(
+            "prompt tokens per second of prefill", workload.batch * workload.prompt / prefill, "1/s", error[0], "higher"
+        ),
+    }
+    encoded = [each.encoded - each.begin for each in ran.passes if each.encoded]
+    if encoded:
+        found["encoder_time"] = Metric("time of the encoder", float(np.mean(encoded)), "seconds", error[0], "lower")
+    if steps:
+        found |= {
+            "time_per_output_token": Metric("time per decode step", step, "seconds", error[1], "lower"),
+            "decode_throughput": Metric(
+                "output tokens per second of decode", workload.batch / step, "1/s", error[1], "higher"
+            ),
+        }
+    found |= _phase("prefill", first, ran.prefill, error[0])
+    if steps:
+        found |= _phase("decode", later, ran.decode, error[1])
+        found |= _predicting(ran.decode)
+    return found | _sizes(plan)
+
+
+def _spread(values: Rows) -> float:
+    """Return the relative standard error of a mean over requests."""
+    if len(values) < 2 or not values.mean():
+        return 0.0
+    return float(values.std(ddof=1) / values.mean() / math.sqrt(len(values)))
+
+
+def _phase(name: str, times: Rows, counts: Counts, error: float) -> dict[str, Metric]:
+    wall, computing, all_resident = times.mean(axis=0).tolist()
+    used = max(counts.used, 1)
+    found = {
+        f"{name}_hit_rate": Metric(f"share of a layer's experts that are there in {name}", counts.hits / used, "fraction"),
+        f"{name}_expert_wait": Metric(
+            f"time of a pass of {name} in which the accelerator waits for experts", wall - computing, "seconds", error, "lower"
+        ),
+        f"{name}_expert_wait_share": Metric(
+            f"share of {name} in which the accelerator waits for experts", 1.0 - computing / wall, "fraction", 0.0, "lower"
+        ),
+        f"{name}_slowdown": Metric(f"{name} over that with all experts resident", wall / all_resident, "ratio", error, "lower"),
+    }  # fmt: skip
+    if counts.substituted:
+        label = f"share of a layer's experts that another one replaces in {name}"
+        found[f"{name}_substituted_share"] = Metric(label, counts.substituted / used, "fraction", 0.0, "lower")
+    if counts.elsewhere:
+        label = f"share of a layer's experts that are computed where they lie in {name}"
+        found[f"{name}_elsewhere_share"] = Metric(label, counts.elsewhere / used, "fraction")
+    return found
+
+
+def _predicting(counts: Counts) -> dict[str, Metric]:
+    if not counts.predicted:
+        return {}
+    accuracy = counts.right / counts.predicted
+    timely = counts.timely / counts.wanted if counts.wanted else 1.0
+    return {
+        "prediction_accuracy": Metric("share of the experts named that are used", accuracy, "fraction", 0.0, "higher"),
+        "fetch_rate": Metric("share of the experts to be fetched ahead that come in time", timely, "fraction", 0.0, "higher"),
+        "good_prediction": Metric("GOODPRED: accuracy times fetch rate", accuracy * timely, "fraction", 0.0, "higher"),
+    }
+
+
+def _sizes(plan: Plan) -> dict[str, Metric]:
+    degree = plan.strategy.tensor_parallel
+    on_gpu = sum(size for tier, _, size in _holdings(plan) if tier == GPU)
+    slots, buffers = sum(plan.slots) * plan.expert_bytes, plan.buffers * plan.expert_bytes
+    everything = on_gpu - slots - buffers + plan.all_experts * plan.expert_bytes
+    found = {
+        "cached_share": Metric("share of the experts that have a slot", plan.cached_share, "fraction"),
+        "expert_bytes": Metric("routed experts of the model", plan.all_experts * plan.whole_expert_bytes, "bytes"),
+        "non_expert_bytes": Metric("all other weights of the model", plan.other_weights * degree, "bytes"),
+        "accelerator_memory": Metric("memory on all accelerators", on_gpu * degree, "bytes", 0.0, "lower"),
+        "resident_memory": Metric("the same with all experts resident", everything * degree, "bytes"),
+    }
+    chosen = plan.strategy.predicted
+    if chosen is not None:
+        seconds = plan.fetch.seconds(slots)
+        found["set_load_time"] = Metric("time to load the whole set of experts", seconds, "seconds", 0.0, "lower")
+        found["set_load_time_per_prompt"] = Metric(
+            "the same for each prompt that it serves", seconds / chosen.prompts, "seconds", 0.0, "lower"
+        )
+    return found
+
+
+def _not_run(plan: Plan, memory: Sequence[MemoryUse]) -> Outcome:
+    metrics = {
+        "generation_throughput": Metric("output tokens per second, prefill included", 0.0, "1/s", 0.0, "higher"),
+        **_sizes(plan),
+    }
+    note = "not run: weights, expert slots and KV cache exceed a memory"
+    return Outcome("generation_throughput", metrics, tuple(memory), {}, {}, 0.0, (note,), SOURCES, busy_fraction=0.0)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _tables(plan: Plan, emit: Emitter, ran: Ran) -> dict[str, Mapping[str, Any]]:
+    later = [each for each in ran.passes if not each.prefill]
+    found: dict[str, Mapping[str, Any]] = {"links": link_table(emit, ran.passes[-1].end)}
+    if later:
+        found["steps"] = {
+            "request": np.repeat(np.arange(plan.workload.requests), len(plan.contexts)),
+            "context": np.tile(plan.contexts, plan.workload.requests),
+            "time": np.array([each.end - each.begin for each in later]),
+            "expert_wait": np.array([each.end - each.begin - each.computing for each in later]),
+        }  # fmt: skip
+    routing = plan.strategy.routing
+    if routing.trace is None and routing.hit_rate is None and plan.workload.output > 1 and any(plan.slots):
+        rates = [_decode_hits(replace_reuse(plan, reuse)) for reuse in REUSES]
+        found["reuse"] = {"reuse": np.array(REUSES), "decode_hit_rate": np.array(rates)}
+    return found
+
+
+def replace_reuse(plan: Plan, reuse: float) -> Plan:
+    """Return a plan with another probability that a token keeps an expert of the one before."""
+    routing = plan.strategy.routing.model_copy(update={"reuse": reuse})
+    return replace(plan, strategy=plan.strategy.model_copy(update={"routing": routing}))
+
+
+def _decode_hits(plan: Plan) -> float:
+    """Return the share of experts that decode steps find in the caches alone, without prefetch and without time."""
+    router = plan.router()
+    caches = make_caches(plan, router.popularity, plan.strategy.routing.seed)
+    hits = misses = 0
+    for number in range(2):
+        drawn = router.draw(plan.tokens, plan.decoding, len(plan.contexts), plan.workload.batch)
+        if not number:
+            warm(plan, caches, drawn)
+            continue
+        warm(plan, caches, replace(drawn, steps=drawn.steps[:0]))
+        before = sum(cache.hits for cache in caches), sum(cache.misses for cache in caches)
+        warm(plan, caches, replace(drawn, prompt=np.zeros_like(drawn.prompt)))
+        hits += sum(cache.hits for cache in caches) - before[0]
+        misses += sum(cache.misses for cache in caches) - before[1]
+    return hits / max(hits + misses, 1)
+
+
+def _assumptions(setup: Setup, plan: Plan) -> tuple[str, ...]:
+    strategy, workload = plan.strategy, plan.workload
+    routing = strategy.routing
+    found = [
+        constants_used(setup.cost.calibration),
+        f"{workload.requests} requests one after another, each with routing of its own; one before them fills the cache",
+    ]
+    if routing.trace is not None:
+        found.append(f"routing as recorded in {routing.trace}")
+    elif routing.hit_rate is not None:
+        found.append(f"each expert is resident with probability {routing.hit_rate:g}")
+    else:
+        law = f"Zipf's law of exponent {routing.skew:g}" if routing.skew else "equal popularity"
+        found.append(f"experts of {law}; a token keeps one of the token before with probability {routing.reuse:g}")
+    if len(plan.contexts) < workload.output - 1:
+        found.append(f"{len(plan.contexts)} of {workload.output - 1} decode steps are simulated, spread evenly")
+    if strategy.execution == "eager":
+        found.append("operators are issued one by one, each expert's own; the accelerator waits for the host where that is longer")
+    if plan.near is not None:
+        found.append(f"experts on {plan.near.device.name} are a roofline over its peak and its memory")
+    if strategy.misses == "substitute":
+        found.append("an absent expert is replaced by a resident one: the output is not exact")
+    if strategy.prefetch is not None:
+        found.append(f"the first {strategy.prefetch.lead} MoE layers of a pass are not predicted")
+    if strategy.predicted is not None:
+        found.append("the set is loaded before the requests; its load is a figure of its own")
+    return tuple(found)
