@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from simulator.specs.base import ByteRate, Seconds, Spec
@@ -94,6 +94,8 @@ class ExpertCacheStrategy(Spec):
     """Most that a copy reaches where its memory is pageable or moved by page faults; what pinned memory reaches if absent."""
     execution: Execution = "captured"
     """captured: kernels follow one another; eager: the host issues operators one by one, and each expert's own."""
+    issue_time: Seconds | None = None
+    """Of execution eager: host time of an operator; the calibration's (eager training on servers) if absent."""
     tensor_parallel: Positive = 1
     """Accelerators that every layer and every expert is cut over; each fetches its part over its own link."""
     precision: Literal["fp32", "fp16", "bf16"] = "bf16"
@@ -104,6 +106,27 @@ class ExpertCacheStrategy(Spec):
     pinned: Fraction = 1.0
     """Share of a tier's capacity that may be used."""
     routing: Routing = Routing()
+    baseline: dict[str, Any] | None = None
+    """What another strategy does otherwise (null: nothing of the kind), which is run too and compared with."""
+
+    def alternative(self) -> ExpertCacheStrategy:
+        """Return the strategy that ``baseline`` describes."""
+        own = {name: getattr(self, name) for name in self.model_fields_set if name != "baseline"}
+        merged = {**own, **(self.baseline or {})}
+        return ExpertCacheStrategy.model_validate({name: value for name, value in merged.items() if value is not None})
+
+    @model_validator(mode="after")
+    def _compares(self) -> ExpertCacheStrategy:
+        if self.baseline is not None:
+            if "baseline" in self.baseline:
+                raise PydanticCustomError("scenario", "'baseline' has no baseline of its own")
+            try:
+                self.alternative()
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in ("baseline", *first["loc"]))
+                raise PydanticCustomError("scenario", "{message}", {"message": f"{where}: {first['msg']}"}) from error
+        return self
 
     @model_validator(mode="after")
     def _decides(self) -> ExpertCacheStrategy:
@@ -120,9 +143,13 @@ class ExpertCacheStrategy(Spec):
             (self.prefetch is not None and self.misses != "fetch", "'prefetch' needs misses: fetch"),
             (self.prefetch is not None and (given or self.policy in ("static", "predicted", "layers", "none")),
              "'prefetch' needs a cache that takes what arrives: policy lru, lfu or decay"),
+            (self.issue_time is not None and self.execution != "eager", "'issue_time' belongs to execution: eager"),
             (self.prefetch is not None and self.loads != "at-gate", "'prefetch' needs loads: at-gate"),
             (self.loads == "whole-layer" and (self.misses != "fetch" or self.policy not in ("layers", "none")),
              "loads: whole-layer needs misses: fetch and policy layers or none"),
+            (self.misses != "fetch" and self.loads != "at-gate", "'loads' needs misses: fetch"),
+            (self.loads == "in-turn" and self.order == "ready" and "order" in self.model_fields_set,
+             "loads: in-turn takes experts by number: leave out 'order'"),
             (self.misses == "substitute" and self.policy == "none", "misses: substitute needs resident experts"),
             (self.misses in ("home", "balanced") and self.experts == "nvme",
              "experts on nvme have no processor: use misses: fetch"),

@@ -106,7 +106,8 @@ class Plan:
         if strategy.policy == "layers":
             whole = int(share * self.moe_layers + 1e-9)
             return (self.num_experts,) * whole + (0,) * (self.moe_layers - whole)
-        return (int(share * self.num_experts + 1e-9),) * self.moe_layers
+        each, more = divmod(int(share * self.all_experts + 1e-9), self.moe_layers)
+        return tuple(each + (layer < more) for layer in range(self.moe_layers))
 
     @property
     def cached_share(self) -> float:
@@ -161,8 +162,7 @@ def make_plan(setup: Setup) -> Plan:
         if held is not None and FORMAT_BYTES[held] > FORMAT_BYTES[strategy.precision]:
             raise MemroofError(f"strategy.{key}: {held} is wider than the products' {strategy.precision}")
     stored = FORMAT_BYTES[strategy.expert_precision or strategy.precision]
-    constants = setup.cost.kernels.constants["training"]
-    issue = float(constants["eager_operator"]) if strategy.execution == "eager" else 0.0
+    issue = _issue_time(setup, strategy)
     experts = ExpertPrices(model, replace(numerics, weight_bytes=stored), setup.cost, issue, degree)
     steps = min(workload.output - 1, STEPS)
     contexts = workload.prompt + np.linspace(0.0, max(workload.output - 2, 0), max(steps, 1)).round()
@@ -196,6 +196,15 @@ def make_plan(setup: Setup) -> Plan:
         model.hidden_size * numerics.activation_bytes, typical, spans,
         model.num_encoder_layers,
     )  # fmt: skip
+
+
+def _issue_time(setup: Setup, strategy: ExpertCacheStrategy) -> float:
+    """Return the host time of an operator [s]; 0 where kernels are captured."""
+    if strategy.execution == "captured":
+        return 0.0
+    if strategy.issue_time is not None:
+        return strategy.issue_time
+    return float(setup.cost.kernels.constants["training"]["eager_operator"])
 
 
 def _tokens(graph: ModelGraph, workload: ExpertCacheWorkload) -> tuple[tuple[int, ...], tuple[bool, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,12 +102,16 @@ class ExpertPrices:
     def elsewhere(self, counts: Integers, device: Processor, count: int, rate: float) -> Rows:
         """Return seconds of experts on another processor by roofline: weights read once at ``rate`` [B/s], or its peak.
 
-        ``count`` such processors compute together. Shape (experts,).
+        ``count`` such processors compute together; where operators are issued one by one, an expert takes no less than the
+        host needs for its own, whoever computes it. Shape (experts,).
         """
         parameters = self.parameters
-        peak = count * _peak(device, self.numerics.compute)
+        peak = _peak(device, self.numerics.compute)
+        edge = array_edge(device, peak)
+        flops = 2.0 * parameters * np.ceil(counts / edge) * edge
         size = parameters * self.numerics.weight_bytes
-        seconds: Rows = np.maximum(size / rate, 2.0 * parameters * counts / peak)
+        seconds: Rows = np.maximum(size / rate, flops / (count * peak))
+        seconds = np.maximum(seconds, self.issue * self.operators)
         return seconds
 
     def _works(self, tokens: Rows) -> list[Work]:
@@ -184,6 +189,16 @@ def _rows(
     waits = np.maximum(issued - rows[:, : len(BOTTLENECKS)].sum(axis=1), 0.0)
     rows[:, list(_HOST)] += waits[:, None]
     return rows
+
+
+def array_edge(device: Processor, peak: float) -> int:
+    """Return how many rows a MAC array computes at once, whether they are there or not; 1 where there is no array.
+
+    Of square arrays that hold a tile of the output each: the root of the multiply-adds of a unit in a clock.
+    """
+    if device.kind != "npu" or not device.compute.matrix:
+        return 1
+    return max(1, round(math.sqrt(peak / (2.0 * device.compute.units * device.compute.clock))))
 
 
 def _peak(device: Processor, format: str) -> float:

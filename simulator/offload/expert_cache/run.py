@@ -20,6 +20,12 @@ from simulator.offload.tiers import GPU
 from simulator.specs import OperatorClass
 from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
 
+SPEEDUPS: Mapping[str, str] = {
+    "prefill_speedup": "prefill_time", "encoder_speedup": "encoder_time", "decode_speedup": "time_per_output_token",
+    "generation_speedup": "generation_time", "prefill_expert_speedup": "prefill_expert_wait",
+    "decode_expert_speedup": "decode_expert_wait",
+}  # fmt: skip
+"""Over a baseline, by the times that they compare."""
 REUSES = (0.0, 0.1, 0.2, 0.4)
 """Of the table that says how much hangs on locality."""
 SOURCES = (
@@ -54,7 +60,8 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     if any(use.free < 0 for use in needed):
         return _not_run(plan, needed)
     emit, ran = _run(plan)
-    return _outcome(setup, plan, emit, ran)
+    outcome = _outcome(setup, plan, emit, ran)
+    return outcome if plan.strategy.baseline is None else _compared(setup, plan, outcome)
 
 
 def resident(plan: Plan) -> tuple[MemoryUse, ...]:
@@ -109,7 +116,7 @@ def _outcome(setup: Setup, plan: Plan, emit: Emitter, ran: Ran) -> Outcome:
     return Outcome(
         headline="generation_throughput",
         metrics=metrics,
-        memory=_memory(emit, timeline),
+        memory=memory_uses(emit, timeline),
         class_times=by_class(prefill + decode),
         bottlenecks=bound_by(prefill + decode),
         total_time=total,
@@ -124,8 +131,26 @@ def _outcome(setup: Setup, plan: Plan, emit: Emitter, ran: Ran) -> Outcome:
     )
 
 
-def _memory(emit: Emitter, timeline: Timeline) -> tuple[MemoryUse, ...]:
-    return memory_uses(emit, timeline)
+def _compared(setup: Setup, plan: Plan, outcome: Outcome) -> Outcome:
+    """Run the baseline too, and add how many times as long it takes."""
+    scenario = setup.scenario.model_copy(update={"strategy": plan.strategy.alternative()})
+    other = simulate(replace(setup, scenario=scenario))
+    found = dict(outcome.metrics)
+    for name, key in SPEEDUPS.items():
+        if key in found and key in other.metrics:
+            own, against = found[key], other.metrics[key]
+            error = math.hypot(own.error, against.error)
+            label = f"baseline's {against.label} over its own"
+            if own.value:
+                found[name] = Metric(label, against.value / own.value, "ratio", error, "higher")
+            found[f"baseline_{key}"] = replace(against, label=f"baseline's {against.label}")
+    for key in ("prefill_expert_wait_share", "decode_expert_wait_share", "prefill_hit_rate", "decode_hit_rate"):
+        if key in other.metrics:
+            found[f"baseline_{key}"] = replace(other.metrics[key], label=f"baseline's {other.metrics[key].label}")
+    note = "the baseline runs the same requests with the same routing"
+    if not other.fits:
+        note = "the baseline does not fit, and is not compared with"
+    return replace(outcome, metrics=found, assumptions=(*outcome.assumptions, note))
 
 
 def _by_pass(emit: Emitter, timeline: Timeline, ends: Rows) -> Rows:
@@ -200,6 +225,9 @@ def _phase(name: str, times: Rows, counts: Counts, error: float) -> dict[str, Me
         f"{name}_hit_rate": Metric(f"share of a layer's experts that are there in {name}", counts.hits / used, "fraction"),
         f"{name}_expert_wait": Metric(
             f"time of a pass of {name} in which the accelerator waits for experts", wall - computing, "seconds", error, "lower"
+        ),
+        f"{name}_wait_over_compute": Metric(
+            f"that over the time in which it computes in {name}", wall / computing - 1.0, "ratio", error, "lower"
         ),
         f"{name}_expert_wait_share": Metric(
             f"share of {name} in which the accelerator waits for experts", 1.0 - computing / wall, "fraction", 0.0, "lower"
