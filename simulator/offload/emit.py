@@ -166,11 +166,6 @@ class Emitter:
         by_pass = self.carried.setdefault(channel.name, {})
         by_pass[self.number] = by_pass.get(self.number, 0.0) + size
 
-    def note(self, shares: Rows) -> None:
-        """Note what a second of the next task of a simulation is divided into; of a program's tasks it is noted as they are added."""
-        self.shares.append(shares)
-        self.pass_of.append(self.number)
-
     def stream(self, name: str) -> int:
         """Return the stream of that name, a new one where there is none yet."""
         if name not in self._streams:
@@ -182,7 +177,8 @@ class Emitter:
         return (*after, last) if self.serial and last >= 0 and last not in after else after
 
     def _note(self, task: int, shares: Rows) -> int:
-        self.note(shares)
+        self.shares.append(shares)
+        self.pass_of.append(self.number)
         return task
 
     def path(self, channel: Channel) -> tuple[int, ...]:

@@ -113,7 +113,9 @@ class ExpertCacheStrategy(Spec):
         """Return the strategy that ``baseline`` describes."""
         own = {name: getattr(self, name) for name in self.model_fields_set if name != "baseline"}
         merged = {**own, **(self.baseline or {})}
-        return ExpertCacheStrategy.model_validate({name: value for name, value in merged.items() if value is not None})
+        return ExpertCacheStrategy.model_validate(
+            {name: value for name, value in merged.items() if value is not None}
+        )
 
     @model_validator(mode="after")
     def _compares(self) -> ExpertCacheStrategy:
@@ -125,7 +127,9 @@ class ExpertCacheStrategy(Spec):
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in ("baseline", *first["loc"]))
-                raise PydanticCustomError("scenario", "{message}", {"message": f"{where}: {first['msg']}"}) from error
+                raise PydanticCustomError(
+                    "scenario", "{message}", {"message": f"{where}: {first['msg']}"}
+                ) from error
         return self
 
     @model_validator(mode="after")

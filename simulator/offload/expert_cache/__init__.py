@@ -1,4 +1,4 @@
-"""Generation of MoE models whose routed experts live outside GPU memory: a cache of experts, prefetch, experts computed at home."""
+"""Generation of MoE models whose routed experts live outside GPU memory: cache, prefetch, computing at home."""
 
 from simulator.offload.expert_cache.remedies import remedies
 from simulator.offload.expert_cache.run import simulate

@@ -15,7 +15,11 @@ from simulator.offload.expert_cache.routing import Replay, Router
 from simulator.offload.tiers import DRAM, GPU, Channel, Tiers, find_tiers
 from simulator.offload.zigzag.prices import live_bytes
 from simulator.specs import MemroofError, Processor, Span
-from simulator.specs.expert_cache_scenario import ExpertCacheScenario, ExpertCacheStrategy, ExpertCacheWorkload
+from simulator.specs.expert_cache_scenario import (
+    ExpertCacheScenario,
+    ExpertCacheStrategy,
+    ExpertCacheWorkload,
+)
 from simulator.strategy import Setup
 
 STEPS = 24
@@ -153,8 +157,7 @@ def make_plan(setup: Setup) -> Plan:
         )
     near = _near(setup, tiers, strategy)
     fetch, back = (
-        _shared(setup, tiers, pair, strategy)
-        for pair in ((strategy.experts, GPU), (GPU, strategy.experts))
+        _shared(setup, tiers, pair, strategy) for pair in ((strategy.experts, GPU), (GPU, strategy.experts))
     )
     numerics = Numerics.of(strategy.precision, strategy.weight_precision, strategy.kv_precision)
     widths = {key: getattr(strategy, key) for key in ("weight_precision", "expert_precision")}
@@ -226,7 +229,9 @@ def _near(setup: Setup, tiers: Tiers, strategy: ExpertCacheStrategy) -> Near | N
     efficiency = setup.cost.calibration.transfer.efficiency or 1.0
     if strategy.experts == DRAM:
         if tiers.host is None:
-            raise MemroofError(f"strategy.misses: {setup.hardware.name} has no CPU with DRAM of its own; use 'fetch'")
+            raise MemroofError(
+                f"strategy.misses: {setup.hardware.name} has no CPU with DRAM of its own; use 'fetch'"
+            )
         host = tiers.host
         return Near("cpu", host.device, host.count, host.channel)
     stores = tiers.pools[strategy.experts].stores
@@ -235,7 +240,12 @@ def _near(setup: Setup, tiers: Tiers, strategy: ExpertCacheStrategy) -> Near | N
         raise MemroofError(
             f"strategy.misses: nothing computes in the {strategy.experts} of {setup.hardware.name}; use 'fetch'"
         )
-    links = [(f"{strategy.experts} ports" if len(stores) > 1 else stores[0].read.name, sum(s.read.bandwidth for s in stores))]
+    links = [
+        (
+            f"{strategy.experts} ports" if len(stores) > 1 else stores[0].read.name,
+            sum(s.read.bandwidth for s in stores),
+        )
+    ]
     return Near("near-data", owners[0].device, len(owners), channel_of("near-data", links, efficiency))
 
 

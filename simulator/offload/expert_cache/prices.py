@@ -16,7 +16,7 @@ from simulator.graph.experts import SHARED_EXPERTS
 from simulator.graph.layers import ACTIVATION_FLOPS
 from simulator.offload.columns import BOTTLENECKS, COLUMNS, Rows
 from simulator.offload.tiers import Channel
-from simulator.specs import MemroofError, Model, Processor, Span
+from simulator.specs import MemroofError, MixtureOfExperts, Model, Processor, Span
 
 ROUTED = ("moe.up", "moe.activation", "moe.down")
 """Operators of routed experts, priced expert by expert."""
@@ -29,9 +29,10 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Work of a layer on the accelerator in each pass: seconds by :data:`~simulator.offload.columns.COLUMNS`, (passes, columns)."""
+    """Work of a layer on the accelerator in each pass."""
 
     rows: Rows
+    """Seconds by :data:`~simulator.offload.columns.COLUMNS`; shape (passes, columns)."""
 
     def time(self, index: int) -> float:
         """Seconds in a pass."""
@@ -95,7 +96,9 @@ class ExpertPrices:
         """Return seconds on the accelerator by columns, for experts of so many tokens; shape (experts, columns)."""
         new = np.unique([n for n in counts.tolist() if n not in self._known])
         if len(new):
-            found = _rows(self.cost, self._works(new.astype(np.float64)), len(new), {}, self.issue * self.operators)
+            found = _rows(
+                self.cost, self._works(new.astype(np.float64)), len(new), {}, self.issue * self.operators
+            )
             self._known.update(zip(new.astype(int).tolist(), found, strict=True))
         return np.array([self._known[n] for n in counts.tolist()]).reshape(len(counts), len(COLUMNS))
 
@@ -209,8 +212,7 @@ def _peak(device: Processor, format: str) -> float:
         return peak_flops(device, "fp32", matrix=False)
 
 
-def _moe(model: Model) -> Any:
+def _moe(model: Model) -> MixtureOfExperts:
     if model.moe is None:
         raise MemroofError(f"an expert cache needs a mixture of experts; {model.name} has none")
     return model.moe
-

@@ -9,20 +9,20 @@ from itertools import takewhile
 
 import numpy as np
 
-from simulator.engine import Policy, Simulation, SlotCache, Timeline
+from simulator.engine import ChunkQueue, Request, Simulation, SlotCache, Timeline
 from simulator.offload.columns import BOTTLENECKS, COLUMNS, Rows
 from simulator.offload.emit import COPYING, Emitter
 from simulator.offload.expert_cache.balance import split_by_load
-from simulator.offload.expert_cache.fetching import PREDICTED, REQUIRED, Fetcher, Key
 from simulator.offload.expert_cache.plan import BUFFERS, Plan
 from simulator.offload.expert_cache.prices import Layer
 from simulator.offload.expert_cache.routing import Drawn, Integers
 from simulator.offload.tiers import NVME, Channel
 from simulator.strategy import Bottleneck
 
-
-ALL = -1
-"""In place of an expert: all of a layer that are not resident."""
+Key = tuple[int, int]
+"""MoE layer and expert."""
+REQUIRED, PREDICTED = 0, 1
+"""Priorities of copies: what a gate has named goes before what a predictor has."""
 
 
 @dataclass
@@ -87,11 +87,10 @@ def make_caches(plan: Plan, popularity: Rows, seed: int) -> list[SlotCache]:
             # of the experts used most, a share is in the set; any others fill it up
             known = random.random(len(scores)) < plan.strategy.predicted.accuracy
             scores = np.where(known, scores, 0.0) + 1e-12 * random.random(len(scores))
-        if policy in ("static", "predicted", "layers", "none"):
-            found.append(SlotCache(slots, "static-hot", scores=scores.tolist()))
+        if policy == "lru" or policy == "lfu" or policy == "decay":
+            found.append(SlotCache(slots, policy, decay=plan.strategy.decay))
         else:
-            kind: Policy = policy
-            found.append(SlotCache(slots, kind, decay=plan.strategy.decay))
+            found.append(SlotCache(slots, "static-hot", scores=scores.tolist()))
     return found
 
 
@@ -125,7 +124,12 @@ class Process:
     """
 
     def __init__(
-        self, plan: Plan, emit: Emitter, requests: Sequence[Drawn], caches: Sequence[SlotCache], popularity: Rows
+        self,
+        plan: Plan,
+        emit: Emitter,
+        requests: Sequence[Drawn],
+        caches: Sequence[SlotCache],
+        popularity: Rows,
     ) -> None:
         self.plan, self.emit, self.requests, self.caches = plan, emit, requests, caches
         self.popularity = popularity
@@ -135,7 +139,11 @@ class Process:
         near = () if plan.near is None else (plan.near.channel,)
         self._paths = {channel.name: emit.path(channel) for channel in (plan.fetch, plan.back, *near)}
         self.simulation = Simulation(emit.program)
-        self.fetcher = Fetcher(plan.strategy.chunks, self._send, self._may_start)
+        self._shares: dict[int, Rows] = {}  # by task, where it is no copy of an expert
+        chunk = plan.expert_bytes / plan.strategy.chunks
+        self._queue, self._layer_queue = (self._chunks(size) for size in (chunk, chunk * plan.num_experts))
+        self._sent: dict[Key, Request] = {}  # queued or under way
+        self._unsent: list[int] = []  # missing experts that there is no room for yet
         self._turns = plan.strategy.loads == "in-turn"
         self._request = self._step = self._place = 0
         self._moe = -1  # layer whose experts are looked up or computed
@@ -149,8 +157,18 @@ class Process:
     def run(self) -> Ran:
         """Run all requests."""
         self._begin_pass()
-        self.ran.timeline = self.simulation.run()
+        self.ran.timeline = timeline = self.simulation.run()
+        copying = COPYING["storage" if self.plan.strategy.experts == NVME else "host link"]
+        self.emit.shares[:] = [self._shares.get(task, copying) for task in range(timeline.n_tasks)]
+        self.emit.carry(self.plan.fetch, self._queue.delivered + self._layer_queue.delivered)
         return self.ran
+
+    def _chunks(self, size: float) -> ChunkQueue:
+        fetch = self.plan.fetch
+        return ChunkQueue(
+            self.simulation, self._paths[fetch.name], size, max_rate=fetch.rate, latency=fetch.latency,
+            stream=self._streams["fetch"], tag="fetch",
+        )  # fmt: skip
 
     # --- passes and layers ---------------------------------------------------------------------------------------
 
@@ -232,25 +250,24 @@ class Process:
         else:
             hits, misses = self._look_up(used)
             self._counts.hits += len(hits)
+            here = hits
             if strategy.misses == "substitute":
                 self._counts.substituted += len(misses)
-                hits, misses = hits + misses, []
+                here, misses = hits + misses, []
             elif strategy.misses in ("home", "balanced"):
                 misses = self._stay(misses)
-            self._ready = set(hits)
-            self._pending = hits + misses if strategy.order == "ready" else sorted(hits + misses)
+            # computed elsewhere or replaced, a miss leaves the cache as it is
+            self.caches[moe].step([*hits, *misses])
+            self._ready = set(here)
+            self._pending = here + misses if strategy.order == "ready" else sorted(here + misses)
             self._send_for(misses)
         self._advance()
 
     def _look_up(self, used: list[int]) -> tuple[list[int], list[int]]:
-        """Return the experts that are there and those that are not, and have the cache take what will be fetched."""
-        cache = self.caches[self._moe]
-        hits = [expert for expert in used if self._there(expert)]
-        misses = [expert for expert in used if expert not in hits]
+        """Return the experts that are there and those that are not."""
+        there = {expert: self._there(expert) for expert in used}
         self._buffered = {key for key in self._buffered if key[0] != self._moe}
-        # computed elsewhere or replaced, a miss leaves the cache as it is
-        cache.step([*hits, *(misses if self.plan.strategy.misses in ("fetch", "balanced") else ())])
-        return hits, misses
+        return [expert for expert in used if there[expert]], [expert for expert in used if not there[expert]]
 
     def _there(self, expert: int) -> bool:
         rate = self.plan.strategy.routing.hit_rate
@@ -264,15 +281,42 @@ class Process:
             if self._moe in self._whole:
                 self._ready.update(misses)
             return
-        for key in self.fetcher.of_layer(self._moe):
+        for key in [key for key in self._sent if key[0] == self._moe]:
             if key[1] in misses:
-                self.fetcher.require(key, self._arrived)
+                self._queue.reprioritise(self._sent[key], REQUIRED)
             else:
-                self.fetcher.drop(key)
-        for expert in misses:
-            if (self._moe, expert) not in self.fetcher:
-                self.fetcher.request((self._moe, expert), REQUIRED, self._arrived)
-        self.fetcher.go()
+                # the chunk under way comes to nothing
+                self._queue.cancel(self._sent.pop(key))
+        self._unsent = [expert for expert in misses if (self._moe, expert) not in self._sent]
+
+    def _send_more(self) -> None:
+        """Ask for missing experts as far as slots and buffers have room: what waits to be computed holds some."""
+        room = self.plan.slots[self._moe] + self.plan.buffers
+        while self._unsent:
+            under_way = sum(key[0] == self._moe for key in self._sent)
+            if under_way and under_way + len(self._ready.intersection(self._pending)) >= room:
+                return
+            self._send((self._moe, self._unsent.pop(0)), REQUIRED)
+
+    def _send(self, key: Key, priority: int) -> None:
+        self._sent[key] = self._queue.submit(
+            self.plan.expert_bytes, priority=priority, name=f"expert {key[1]} of {key[0]}",
+            on_end=lambda _: self._come(key),
+        )  # fmt: skip
+
+    def _come(self, key: Key) -> None:
+        if self._sent.pop(key, None) is None:
+            return  # dropped while its last chunk was under way
+        moe, expert = key
+        if moe == self._moe:
+            self._ready.add(expert)
+            self._asked = -1 if expert == self._asked else self._asked
+            self._advance()
+            return
+        cache = self.caches[moe]
+        cache.admit(expert, keep=self._named.get(moe, ()))
+        if expert not in cache:
+            self._buffered.add(key)
 
     def _advance(self) -> None:
         """Give the accelerator what is ready; where experts come in turn, ask for the next; else end the layer."""
@@ -281,20 +325,17 @@ class Process:
         chosen = self._take()
         for expert in chosen:
             self._carry = self._carry + self._price[expert]
+        # those being computed leave their slots one by one, faster than experts come in
+        self._send_more()
         if self._carry.any():
-            self._compute("experts", self._layer.name, self._computed)
+            self._compute("experts", self._layer.name, self._advance)
         elif self._turns and self._asked >= 0:
-            if (self._moe, self._asked) not in self.fetcher:
-                self.fetcher.request((self._moe, self._asked), REQUIRED, self._arrived)
-                self.fetcher.go()
+            if (self._moe, self._asked) not in self._sent:
+                self._send((self._moe, self._asked), REQUIRED)
         elif not self._pending and not self._away:
             self._whole.discard(self._moe)
             self._carry = self._layer.behind.rows[self._index]
             self._next_layer()
-
-    def _computed(self) -> None:
-        self.fetcher.go()  # there may be room again
-        self._advance()
 
     def _take(self) -> list[int]:
         """Remove from what is pending the experts to compute next."""
@@ -321,40 +362,20 @@ class Process:
             self._asked = expert
         return there
 
-    def _arrived(self, key: Key) -> None:
-        self._ready.add(key[1])
-        if key[1] == self._asked:
-            self._asked = -1
-        self._advance()
-
-    # --- copies to the accelerator -------------------------------------------------------------------------------
-
     def _send_for_all(self, moe: int) -> None:
-        """Ask for every expert of a layer that is not resident, in one copy."""
-        if len(self.caches[moe]) < self.plan.num_experts:
-            self.fetcher.request((moe, ALL), REQUIRED, self._all_arrived)
-            self.fetcher.go()
+        """Ask for every expert of a layer that has none resident, its matrices whole."""
+        if not len(self.caches[moe]):
+            self._layer_queue.submit(
+                self.plan.expert_bytes * self.plan.num_experts,
+                name=f"experts of {moe}",
+                on_end=lambda _: self._all_come(moe),
+            )
 
-    def _all_arrived(self, key: Key) -> None:
-        self._whole.add(key[0])
-        if key[0] == self._moe:
+    def _all_come(self, moe: int) -> None:
+        self._whole.add(moe)
+        if moe == self._moe:
             self._ready.update(self._pending)
             self._advance()
-
-    def _send(self, key: Key, come: Callable[[], None]) -> None:
-        plan = self.plan
-        experts = plan.num_experts - len(self.caches[key[0]]) if key[1] == ALL else 1
-        kind: Bottleneck = "storage" if plan.strategy.experts == NVME else "host link"
-        size = plan.expert_bytes * experts / plan.strategy.chunks
-        self._transfer(plan.fetch, size, plan.fetch.rate, "fetch", kind, f"expert {key[1]} of {key[0]}", come)
-
-    def _may_start(self, key: Key) -> bool:
-        """Whether slots and buffers have room for one more expert of the layer that is computed."""
-        if key[0] != self._moe or self._turns or key[1] == ALL:
-            return True
-        held = len(self._ready.intersection(self._pending))
-        held += sum(self.fetcher.started(other) for other in self.fetcher.of_layer(self._moe))
-        return held < self.plan.slots[self._moe] + self.plan.buffers
 
     # --- the predictor -------------------------------------------------------------------------------------------
 
@@ -366,11 +387,11 @@ class Process:
         target, number = moe + prefetch.lead, len(self.ran.passes)
         if target >= self.plan.moe_layers or not (self._prefill or self.plan.decoding[target]):
             return
-        self._note("host")
-        self.simulation.compute(
+        task = self.simulation.compute(
             self._streams["predictor"], prefetch.latency, tag="predict", name=f"predict {target}",
             on_end=lambda _: self._name(target, number),
         )  # fmt: skip
+        self._shares[task] = COPYING["host"]
 
     def _name(self, target: int, number: int) -> None:
         """Fetch what is named and not there, at low priority, unless its gate has spoken."""
@@ -384,8 +405,7 @@ class Process:
         missing = [expert for expert in named if expert not in there]
         self._named[target], self._wanted[target] = frozenset(named), frozenset(missing)
         for expert in missing[:room]:
-            self.fetcher.request((target, expert), PREDICTED, self._prefetched)
-        self.fetcher.go()
+            self._send((target, expert), PREDICTED)
 
     def _guess(self, tokens: Integers, popularity: Rows, accuracy: float) -> list[int]:
         """Return the experts that a predictor names that is right about each token's experts with a probability."""
@@ -394,12 +414,6 @@ class Process:
         wrong = self.random.binomial(int(tokens.sum()), 1.0 - accuracy)
         named.update(self.random.choice(len(tokens), size=wrong, p=popularity).tolist())
         return sorted(named)
-
-    def _prefetched(self, key: Key) -> None:
-        cache = self.caches[key[0]]
-        cache.admit(key[1], keep=self._named.get(key[0], ()))
-        if key[1] not in cache:
-            self._buffered.add(key)
 
     def _judge(self, used: set[int]) -> None:
         """Count what the predictor got right, and what of it has come in time."""
@@ -464,27 +478,24 @@ class Process:
         seconds = _seconds(rows)
         self._idle = False
         self.ran.passes[-1].computing += seconds
-        self.emit.note(rows / seconds if seconds else rows)
 
         def ended(task: int) -> None:
             self._idle = True
             then()
 
-        self.simulation.compute(self.emit.gpu, seconds, tag=tag, name=name, on_end=ended)
+        task = self.simulation.compute(self.emit.gpu, seconds, tag=tag, name=name, on_end=ended)
+        self._shares[task] = rows / seconds if seconds else rows
 
     def _transfer(
         self, channel: Channel, size: float, rate: float, stream: str, kind: Bottleneck, name: str,
         then: Callable[[], None],
     ) -> None:  # fmt: skip
         self.emit.carry(channel, size)
-        self._note(kind)
-        self.simulation.transfer(
+        task = self.simulation.transfer(
             self._paths[channel.name], size, latency=channel.latency, max_rate=rate, stream=self._streams[stream],
             tag=stream, name=name, on_end=lambda _: then(),
         )  # fmt: skip
-
-    def _note(self, kind: Bottleneck) -> None:
-        self.emit.note(COPYING[kind])
+        self._shares[task] = COPYING[kind]
 
 
 def _seconds(rows: Rows) -> float:

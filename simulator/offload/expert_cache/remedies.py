@@ -33,7 +33,11 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
     while batch > 1:
         batch //= 2
         yield Remedy(f"batches of {batch} sequence{'s' * (batch > 1)}", {"workload.batch": str(batch)})
-    for key, label in (("expert_precision", "experts"), ("weight_precision", "other weights"), ("kv_precision", "KV cache")):
+    for key, label in (
+        ("expert_precision", "experts"),
+        ("weight_precision", "other weights"),
+        ("kv_precision", "KV cache"),
+    ):
         held = getattr(plan.strategy, key) or plan.strategy.precision
         for narrow in ("int8", "int4"):
             if FORMAT_BYTES[narrow] < FORMAT_BYTES[held]:

@@ -137,7 +137,9 @@ class Replay:
     def draw(self, prompt: Sequence[int], decoding: Sequence[bool], steps: int, batch: int) -> Drawn:
         """Return the next tokens of the trace; see :meth:`Router.draw`."""
         if batch != 1 or len(set(prompt)) > 1:
-            raise MemroofError("a recorded routing trace is of one sequence of a decoder: use workload.batch 1")
+            raise MemroofError(
+                "a recorded routing trace is of one sequence of a decoder: use workload.batch 1"
+            )
         length = prompt[0] + steps
         taken = np.take(self._chosen, np.arange(self._next, self._next + length), axis=0, mode="wrap")
         self._next = (self._next + length) % len(self._chosen)

@@ -70,7 +70,9 @@ def resident(plan: Plan) -> tuple[MemoryUse, ...]:
     for tier, pool in plan.tiers.pools.items():
         held = {name: size for at, name, size in _holdings(plan) if at == tier and size}
         largest = tuple(Holding(name, size) for name, size in sorted(held.items(), key=lambda item: -item[1]))
-        uses.append(MemoryUse(pool.name, pool.stores[0].tier, pool.capacity, sum(held.values()), 0.0, held, largest))
+        uses.append(
+            MemoryUse(pool.name, pool.stores[0].tier, pool.capacity, sum(held.values()), 0.0, held, largest)
+        )
     return tuple(uses)
 
 
@@ -93,7 +95,9 @@ def _run(plan: Plan) -> tuple[Emitter, Ran]:
         emit.keep(tier, size, category, category)
     router, workload = plan.router(), plan.workload
     steps = len(plan.contexts) if workload.output > 1 else 0
-    drawn = [router.draw(plan.tokens, plan.decoding, steps, workload.batch) for _ in range(workload.requests + 1)]
+    drawn = [
+        router.draw(plan.tokens, plan.decoding, steps, workload.batch) for _ in range(workload.requests + 1)
+    ]
     caches = make_caches(plan, router.popularity, plan.strategy.routing.seed)
     warm(plan, caches, drawn[0])
     return emit, Process(plan, emit, drawn[1:], caches, router.popularity).run()
@@ -140,13 +144,20 @@ def _compared(setup: Setup, plan: Plan, outcome: Outcome) -> Outcome:
         if key in found and key in other.metrics:
             own, against = found[key], other.metrics[key]
             error = math.hypot(own.error, against.error)
-            label = f"baseline's {against.label} over its own"
+            label = f"times as fast as the baseline: {against.label}"
             if own.value:
                 found[name] = Metric(label, against.value / own.value, "ratio", error, "higher")
             found[f"baseline_{key}"] = replace(against, label=f"baseline's {against.label}")
-    for key in ("prefill_expert_wait_share", "decode_expert_wait_share", "prefill_hit_rate", "decode_hit_rate"):
+    for key in (
+        "prefill_expert_wait_share",
+        "decode_expert_wait_share",
+        "prefill_hit_rate",
+        "decode_hit_rate",
+    ):
         if key in other.metrics:
-            found[f"baseline_{key}"] = replace(other.metrics[key], label=f"baseline's {other.metrics[key].label}")
+            found[f"baseline_{key}"] = replace(
+                other.metrics[key], label=f"baseline's {other.metrics[key].label}"
+            )
     note = "the baseline runs the same requests with the same routing"
     if not other.fits:
         note = "the baseline does not fit, and is not compared with"
@@ -175,28 +186,41 @@ def _metrics(
     plan: Plan, ran: Ran, rows: tuple[Rows, Rows], errors: Mapping[OperatorClass, float]
 ) -> dict[str, Metric]:
     workload, steps = plan.workload, plan.workload.output - 1
-    times = np.array([[each.prefill, each.end - each.begin, each.computing, each.resident] for each in ran.passes])
+    times = np.array(
+        [[each.prefill, each.end - each.begin, each.computing, each.resident] for each in ran.passes]
+    )
     first, later = times[times[:, 0] == 1.0, 1:], times[times[:, 0] == 0.0, 1:]
     prefill = float(first[:, 0].mean())
     step = float(later[:, 0].mean()) if steps else 0.0
     total = prefill + steps * step
-    drawn = [_spread(first[:, 0]), _spread(later[:, 0].reshape(workload.requests, -1).mean(axis=1)) if steps else 0.0]
+    drawn = [
+        _spread(first[:, 0]),
+        _spread(later[:, 0].reshape(workload.requests, -1).mean(axis=1)) if steps else 0.0,
+    ]
     known = [float(relative_error(by_class(row), errors)) for row in (*rows, rows[0] + rows[1])]
     whole = math.hypot(known[2], (drawn[0] * prefill + drawn[1] * steps * step) / total)
     error = [math.hypot(a, b) for a, b in zip(known, drawn, strict=False)]
     tokens = workload.batch * workload.output
     found = {
-        "generation_throughput": Metric("output tokens per second, prefill included", tokens / total, "1/s", whole, "higher"),
+        "generation_throughput": Metric(
+            "output tokens per second, prefill included", tokens / total, "1/s", whole, "higher"
+        ),
         "generation_time": Metric("time of a request", total, "seconds", whole, "lower"),
         "time_to_first_token": Metric("time to first token", prefill, "seconds", error[0], "lower"),
         "prefill_time": Metric("prefill time", prefill, "seconds", error[0], "lower"),
         "prefill_throughput": Metric(
-            "prompt tokens per second of prefill", workload.batch * workload.prompt / prefill, "1/s", error[0], "higher"
+            "prompt tokens per second of prefill",
+            workload.batch * workload.prompt / prefill,
+            "1/s",
+            error[0],
+            "higher",
         ),
     }
     encoded = [each.encoded - each.begin for each in ran.passes if each.encoded]
     if encoded:
-        found["encoder_time"] = Metric("time of the encoder", float(np.mean(encoded)), "seconds", error[0], "lower")
+        found["encoder_time"] = Metric(
+            "time of the encoder", float(np.mean(encoded)), "seconds", error[0], "lower"
+        )
     if steps:
         found |= {
             "time_per_output_token": Metric("time per decode step", step, "seconds", error[1], "lower"),
@@ -227,7 +251,7 @@ def _phase(name: str, times: Rows, counts: Counts, error: float) -> dict[str, Me
             f"time of a pass of {name} in which the accelerator waits for experts", wall - computing, "seconds", error, "lower"
         ),
         f"{name}_wait_over_compute": Metric(
-            f"that over the time in which it computes in {name}", wall / computing - 1.0, "ratio", error, "lower"
+            f"waiting for experts over computing in {name}", wall / computing - 1.0, "ratio", error, "lower"
         ),
         f"{name}_expert_wait_share": Metric(
             f"share of {name} in which the accelerator waits for experts", 1.0 - computing / wall, "fraction", 0.0, "lower"
@@ -236,7 +260,9 @@ def _phase(name: str, times: Rows, counts: Counts, error: float) -> dict[str, Me
     }  # fmt: skip
     if counts.substituted:
         label = f"share of a layer's experts that another one replaces in {name}"
-        found[f"{name}_substituted_share"] = Metric(label, counts.substituted / used, "fraction", 0.0, "lower")
+        found[f"{name}_substituted_share"] = Metric(
+            label, counts.substituted / used, "fraction", 0.0, "lower"
+        )
     if counts.elsewhere:
         label = f"share of a layer's experts that are computed where they lie in {name}"
         found[f"{name}_elsewhere_share"] = Metric(label, counts.elsewhere / used, "fraction")
@@ -249,9 +275,15 @@ def _predicting(counts: Counts) -> dict[str, Metric]:
     accuracy = counts.right / counts.predicted
     timely = counts.timely / counts.wanted if counts.wanted else 1.0
     return {
-        "prediction_accuracy": Metric("share of the experts named that are used", accuracy, "fraction", 0.0, "higher"),
-        "fetch_rate": Metric("share of the experts to be fetched ahead that come in time", timely, "fraction", 0.0, "higher"),
-        "good_prediction": Metric("GOODPRED: accuracy times fetch rate", accuracy * timely, "fraction", 0.0, "higher"),
+        "prediction_accuracy": Metric(
+            "share of the experts named that are used", accuracy, "fraction", 0.0, "higher"
+        ),
+        "fetch_rate": Metric(
+            "share of the experts to be fetched ahead that come in time", timely, "fraction", 0.0, "higher"
+        ),
+        "good_prediction": Metric(
+            "GOODPRED: accuracy times fetch rate", accuracy * timely, "fraction", 0.0, "higher"
+        ),
     }
 
 
@@ -262,7 +294,9 @@ def _sizes(plan: Plan) -> dict[str, Metric]:
     everything = on_gpu - slots - buffers + plan.all_experts * plan.expert_bytes
     found = {
         "cached_share": Metric("share of the experts that have a slot", plan.cached_share, "fraction"),
-        "expert_bytes": Metric("routed experts of the model", plan.all_experts * plan.whole_expert_bytes, "bytes"),
+        "expert_bytes": Metric(
+            "routed experts of the model", plan.all_experts * plan.whole_expert_bytes, "bytes"
+        ),
         "non_expert_bytes": Metric("all other weights of the model", plan.other_weights * degree, "bytes"),
         "accelerator_memory": Metric("memory on all accelerators", on_gpu * degree, "bytes", 0.0, "lower"),
         "resident_memory": Metric("the same with all experts resident", everything * degree, "bytes"),
@@ -270,7 +304,9 @@ def _sizes(plan: Plan) -> dict[str, Metric]:
     chosen = plan.strategy.predicted
     if chosen is not None:
         seconds = plan.fetch.seconds(slots)
-        found["set_load_time"] = Metric("time to load the whole set of experts", seconds, "seconds", 0.0, "lower")
+        found["set_load_time"] = Metric(
+            "time to load the whole set of experts", seconds, "seconds", 0.0, "lower"
+        )
         found["set_load_time_per_prompt"] = Metric(
             "the same for each prompt that it serves", seconds / chosen.prompts, "seconds", 0.0, "lower"
         )
@@ -279,11 +315,15 @@ def _sizes(plan: Plan) -> dict[str, Metric]:
 
 def _not_run(plan: Plan, memory: Sequence[MemoryUse]) -> Outcome:
     metrics = {
-        "generation_throughput": Metric("output tokens per second, prefill included", 0.0, "1/s", 0.0, "higher"),
+        "generation_throughput": Metric(
+            "output tokens per second, prefill included", 0.0, "1/s", 0.0, "higher"
+        ),
         **_sizes(plan),
     }
     note = "not run: weights, expert slots and KV cache exceed a memory"
-    return Outcome("generation_throughput", metrics, tuple(memory), {}, {}, 0.0, (note,), SOURCES, busy_fraction=0.0)
+    return Outcome(
+        "generation_throughput", metrics, tuple(memory), {}, {}, 0.0, (note,), SOURCES, busy_fraction=0.0
+    )
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -343,11 +383,17 @@ def _assumptions(setup: Setup, plan: Plan) -> tuple[str, ...]:
         found.append(f"each expert is resident with probability {routing.hit_rate:g}")
     else:
         law = f"Zipf's law of exponent {routing.skew:g}" if routing.skew else "equal popularity"
-        found.append(f"experts of {law}; a token keeps one of the token before with probability {routing.reuse:g}")
+        found.append(
+            f"experts of {law}; a token keeps one of the token before with probability {routing.reuse:g}"
+        )
     if len(plan.contexts) < workload.output - 1:
-        found.append(f"{len(plan.contexts)} of {workload.output - 1} decode steps are simulated, spread evenly")
+        found.append(
+            f"{len(plan.contexts)} of {workload.output - 1} decode steps are simulated, spread evenly"
+        )
     if strategy.execution == "eager":
-        found.append("operators are issued one by one, each expert's own; the accelerator waits for the host where that is longer")
+        found.append(
+            "operators are issued one by one, each expert's own; where that is longer, the accelerator waits for it"
+        )
     if plan.near is not None:
         found.append(f"experts on {plan.near.device.name} are a roofline over its peak and its memory")
     if strategy.misses == "substitute":

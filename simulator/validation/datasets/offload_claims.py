@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 SYSTEMS: Mapping[str, str] = {
     "Harmony": "harmony",
+    "ProMoE": "moe_offload_claims",
+    "MoNDE": "moe_offload_claims",
+    "eMoE": "moe_offload_claims",
 }
 """By the name of the system in the file, the module of this package whose ``claim`` reads its rows."""
 UNKNOWN = "system has no scenarios yet"
