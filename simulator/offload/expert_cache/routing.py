@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,30 +75,32 @@ class Router:
         batch : int
             Sequences, which are drawn independently of one another.
         """
-        layers, experts = self.popularity.shape
-        first, later = np.zeros((layers, experts), np.int64), np.zeros((steps, layers, experts), np.int64)
-        for layer in range(layers):
-            length = prompt[layer] + (steps if decoding[layer] else 0)
-            chosen = self._tokens(layer, length, batch)
-            counts = chosen.sum(axis=1)
-            first[layer] = counts[: prompt[layer]].sum(axis=0)
-            if decoding[layer]:
-                later[:, layer] = counts[prompt[layer] :]
+        first = np.zeros(self.popularity.shape, np.int64)
+        later = np.zeros((steps, *self.popularity.shape), np.int64)
+        kinds = list(zip(prompt, decoding, strict=True))
+        for kind in dict.fromkeys(kinds):
+            layers = np.flatnonzero([other == kind for other in kinds])
+            length, goes_on = kind
+            for token, counts in enumerate(self._tokens(layers, length + (steps if goes_on else 0), batch)):
+                if token < length:
+                    first[layers] += counts
+                else:
+                    later[token - length, layers] = counts
         return Drawn(first, later)
 
-    def _tokens(self, layer: int, length: int, batch: int) -> npt.NDArray[np.bool_]:
-        """Return whether each token of each sequence goes to each expert; shape (length, batch, experts)."""
-        experts, k = self.popularity.shape[1], self._per_token
-        keys = np.log(self.popularity[layer]) + self._random.gumbel(size=(length, batch, experts))
-        if not self._reuse:
-            return _largest(keys, k)
-        kept = self._random.random((length, batch, experts)) < self._reuse
-        chosen = np.zeros((length, batch, experts), bool)
-        for token in range(length):
-            if token:
-                keys[token][kept[token] & chosen[token - 1]] = np.inf
-            chosen[token] = _largest(keys[token], k)
-        return chosen
+    def _tokens(self, layers: Integers, length: int, batch: int) -> Iterator[Integers]:
+        """Yield for one token after another how many sequences send it to each expert; shape (layers, experts)."""
+        weights = np.log(self.popularity[layers])[:, None, :]
+        shape = (len(layers), batch, weights.shape[-1])
+        chosen = np.zeros(shape, bool)
+        for _ in range(length):
+            keys = weights + self._random.gumbel(size=shape)
+            if self._reuse:
+                keys[chosen & (self._random.random(shape) < self._reuse)] = np.inf
+            chosen = np.zeros(shape, bool)
+            first = np.argpartition(-keys, self._per_token - 1, axis=-1)[..., : self._per_token]
+            np.put_along_axis(chosen, first, True, axis=-1)
+            yield chosen.sum(axis=1)
 
 
 class Replay:
@@ -144,13 +146,6 @@ class Replay:
         taken = np.take(self._chosen, np.arange(self._next, self._next + length), axis=0, mode="wrap")
         self._next = (self._next + length) % len(self._chosen)
         return Drawn(taken[: prompt[0]].sum(axis=0), taken[prompt[0] :])
-
-
-def _largest(keys: Floats, count: int) -> npt.NDArray[np.bool_]:
-    chosen = np.zeros(keys.shape, bool)
-    first = np.argpartition(-keys, count - 1, axis=-1)[..., :count]
-    np.put_along_axis(chosen, first, True, axis=-1)
-    return chosen
 
 
 def _read(file: str) -> Integers:

@@ -56,12 +56,19 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
         For a combination that is refused; see :func:`simulator.offload.expert_cache.plan.make_plan`.
     """
     plan = make_plan(setup)
+    outcome = _simulate(setup, plan)
+    if not outcome.fits:
+        return outcome
+    outcome = replace(outcome, tables={**outcome.tables, **_reuse_table(plan)})
+    return outcome if plan.strategy.baseline is None else _compared(setup, plan, outcome)
+
+
+def _simulate(setup: Setup, plan: Plan) -> Outcome:
     needed = resident(plan)
     if any(use.free < 0 for use in needed):
         return _not_run(plan, needed)
     emit, ran = _run(plan)
-    outcome = _outcome(setup, plan, emit, ran)
-    return outcome if plan.strategy.baseline is None else _compared(setup, plan, outcome)
+    return _outcome(setup, plan, emit, ran)
 
 
 def resident(plan: Plan) -> tuple[MemoryUse, ...]:
@@ -138,7 +145,8 @@ def _outcome(setup: Setup, plan: Plan, emit: Emitter, ran: Ran) -> Outcome:
 def _compared(setup: Setup, plan: Plan, outcome: Outcome) -> Outcome:
     """Run the baseline too, and add how many times as long it takes."""
     scenario = setup.scenario.model_copy(update={"strategy": plan.strategy.alternative()})
-    other = simulate(replace(setup, scenario=scenario))
+    against_setup = replace(setup, scenario=scenario)
+    other = _simulate(against_setup, make_plan(against_setup))
     found = dict(outcome.metrics)
     for name, key in SPEEDUPS.items():
         if key in found and key in other.metrics:
@@ -339,14 +347,24 @@ def _tables(plan: Plan, emit: Emitter, ran: Ran) -> dict[str, Mapping[str, Any]]
             "time": np.array([each.end - each.begin for each in later]),
             "expert_wait": np.array([each.end - each.begin - each.computing for each in later]),
         }  # fmt: skip
-    routing = plan.strategy.routing
-    if routing.trace is None and routing.hit_rate is None and plan.workload.output > 1 and any(plan.slots):
-        rates = [_decode_hits(replace_reuse(plan, reuse)) for reuse in REUSES]
-        found["reuse"] = {"reuse": np.array(REUSES), "decode_hit_rate": np.array(rates)}
     return found
 
 
-def replace_reuse(plan: Plan, reuse: float) -> Plan:
+def _reuse_table(plan: Plan) -> dict[str, Mapping[str, Any]]:
+    """Return what hangs on locality: the hit rate of decode by the probability that a token keeps an expert."""
+    routing = plan.strategy.routing
+    if (
+        routing.trace is not None
+        or routing.hit_rate is not None
+        or plan.workload.output < 2
+        or not any(plan.slots)
+    ):
+        return {}
+    rates = [_decode_hits(_with_reuse(plan, reuse)) for reuse in REUSES]
+    return {"reuse": {"reuse": np.array(REUSES), "decode_hit_rate": np.array(rates)}}
+
+
+def _with_reuse(plan: Plan, reuse: float) -> Plan:
     """Return a plan with another probability that a token keeps an expert of the one before."""
     routing = plan.strategy.routing.model_copy(update={"reuse": reuse})
     return replace(plan, strategy=plan.strategy.model_copy(update={"routing": routing}))

@@ -81,7 +81,7 @@ def _generation(model: str, strategy: dict[str, Any], baseline: dict[str, Any] |
     return {
         "kind": "offload",
         "hardware": {"node": "desktop-4090", "changes": {"components": {"dram": {"capacity": "128 GiB"}}}},
-        "model": model, "workload": {"prompt": 128, "output": 64, "requests": 2}, "strategy": chosen,
+        "model": model, "workload": {"prompt": 128, "output": 25, "requests": 1}, "strategy": chosen,
     }  # fmt: skip
 
 
