@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -166,5 +167,6 @@ class ExpertCacheStrategy(Spec):
 class ExpertCacheScenario(OffloadScenario):
     """Generate with an MoE model whose routed experts live outside GPU memory, with a cache of them in it."""
 
+    grows: ClassVar[Mapping[str, str]] = {"batch": "workload.batch", "prompt": "workload.prompt"}
     workload: ExpertCacheWorkload
     strategy: ExpertCacheStrategy

@@ -16,6 +16,8 @@ from simulator.specs import MemroofError
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 COLUMNS = ("token", "layer", "expert")
+TOKENS, SEQUENCES = 4096, 256
+"""Tokens of a prompt, and sequences of a batch, whose routing is drawn; what is more is routed alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +82,14 @@ class Router:
         kinds = list(zip(prompt, decoding, strict=True))
         for kind in dict.fromkeys(kinds):
             layers = np.flatnonzero([other == kind for other in kinds])
-            length, goes_on = kind
-            for token, counts in enumerate(self._tokens(layers, length + (steps if goes_on else 0), batch)):
+            length, goes_on = min(kind[0], TOKENS), kind[1]
+            drawn = min(batch, SEQUENCES)
+            for token, counts in enumerate(self._tokens(layers, length + (steps if goes_on else 0), drawn)):
                 if token < length:
                     first[layers] += counts
                 else:
-                    later[token - length, layers] = counts
+                    later[token - length, layers] = _scaled(counts, batch / drawn)
+            first[layers] = _scaled(first[layers], batch * kind[0] / max(drawn * length, 1))
         return Drawn(first, later)
 
     def _tokens(self, layers: Integers, length: int, batch: int) -> Iterator[Integers]:
@@ -146,6 +150,10 @@ class Replay:
         taken = np.take(self._chosen, np.arange(self._next, self._next + length), axis=0, mode="wrap")
         self._next = (self._next + length) % len(self._chosen)
         return Drawn(taken[: prompt[0]].sum(axis=0), taken[prompt[0] :])
+
+
+def _scaled(counts: Integers, factor: float) -> Integers:
+    return counts if factor == 1.0 else np.rint(counts * factor).astype(np.int64)
 
 
 def _read(file: str) -> Integers:

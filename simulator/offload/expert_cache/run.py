@@ -16,6 +16,7 @@ from simulator.offload.columns import COLUMNS, Rows
 from simulator.offload.emit import Emitter
 from simulator.offload.expert_cache.plan import Plan, make_plan
 from simulator.offload.expert_cache.process import Counts, Process, Ran, make_caches, warm
+from simulator.offload.expert_cache.routing import SEQUENCES, TOKENS
 from simulator.offload.tiers import GPU
 from simulator.specs import OperatorClass
 from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
@@ -26,6 +27,8 @@ SPEEDUPS: Mapping[str, str] = {
     "decode_expert_speedup": "decode_expert_wait",
 }  # fmt: skip
 """Over a baseline, by the times that they compare."""
+NEGLIGIBLE = 1e-9
+"""Share of a time that is rounding."""
 REUSES = (0.0, 0.1, 0.2, 0.4)
 """Of the table that says how much hangs on locality."""
 SOURCES = (
@@ -252,17 +255,18 @@ def _spread(values: Rows) -> float:
 
 def _phase(name: str, times: Rows, counts: Counts, error: float) -> dict[str, Metric]:
     wall, computing, all_resident = times.mean(axis=0).tolist()
+    waits = wall - computing if wall - computing > NEGLIGIBLE * wall else 0.0
     used = max(counts.used, 1)
     found = {
         f"{name}_hit_rate": Metric(f"share of a layer's experts that are there in {name}", counts.hits / used, "fraction"),
         f"{name}_expert_wait": Metric(
-            f"time of a pass of {name} in which the accelerator waits for experts", wall - computing, "seconds", error, "lower"
+            f"time of a pass of {name} in which the accelerator waits for experts", waits, "seconds", error, "lower"
         ),
         f"{name}_wait_over_compute": Metric(
-            f"waiting for experts over computing in {name}", wall / computing - 1.0, "ratio", error, "lower"
+            f"waiting for experts over computing in {name}", waits / computing, "ratio", error, "lower"
         ),
         f"{name}_expert_wait_share": Metric(
-            f"share of {name} in which the accelerator waits for experts", 1.0 - computing / wall, "fraction", 0.0, "lower"
+            f"share of {name} in which the accelerator waits for experts", waits / wall, "fraction", 0.0, "lower"
         ),
         f"{name}_slowdown": Metric(f"{name} over that with all experts resident", wall / all_resident, "ratio", error, "lower"),
     }  # fmt: skip
@@ -407,6 +411,10 @@ def _assumptions(setup: Setup, plan: Plan) -> tuple[str, ...]:
     if len(plan.contexts) < workload.output - 1:
         found.append(
             f"{len(plan.contexts)} of {workload.output - 1} decode steps are simulated, spread evenly"
+        )
+    if routing.trace is None and (workload.batch > SEQUENCES or workload.prompt > TOKENS):
+        found.append(
+            f"routing of {SEQUENCES} sequences and {TOKENS:,} tokens of a prompt at most is drawn, the rest is like it"
         )
     if strategy.execution == "eager":
         found.append(
