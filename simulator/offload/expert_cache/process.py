@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
 
 import numpy as np
 
-from simulator.engine import ChunkQueue, Request, Simulation, SlotCache, Timeline
+from simulator.engine import ChunkQueue, Request, Simulation, SlotCache
 from simulator.offload.columns import BOTTLENECKS, COLUMNS, Rows
 from simulator.offload.emit import COPYING, Emitter
 from simulator.offload.expert_cache.balance import split_by_load
 from simulator.offload.expert_cache.plan import BUFFERS, Plan
 from simulator.offload.expert_cache.prices import Layer
+from simulator.offload.expert_cache.record import Counts, Pass, Ran
 from simulator.offload.expert_cache.routing import Drawn, Integers
 from simulator.offload.tiers import NVME, Channel
 from simulator.strategy import Bottleneck
@@ -23,87 +23,6 @@ Key = tuple[int, int]
 """MoE layer and expert."""
 REQUIRED, PREDICTED = 0, 1
 """Priorities of copies: what a gate has named goes before what a predictor has."""
-
-
-@dataclass
-class Counts:
-    """What happened to experts that tokens were routed to, by kind of pass (prefill, decode); experts, not tokens."""
-
-    used: int = 0
-    hits: int = 0
-    """Resident when the gate named them."""
-    elsewhere: int = 0
-    """Computed where they lie."""
-    substituted: int = 0
-    predicted: int = 0
-    """Named by the predictor."""
-    right: int = 0
-    """Of those: used."""
-    wanted: int = 0
-    """Of those named: not resident, so to be fetched."""
-    timely: int = 0
-    """Of those to be fetched: there when the gate spoke."""
-    useful: int = 0
-    """Of those there in time: used."""
-
-
-@dataclass
-class Pass:
-    """One prefill or decode step as it ran."""
-
-    prefill: bool
-    begin: float
-    end: float = 0.0
-    encoded: float = 0.0
-    """End of the encoder's last layer, of a prefill that has one."""
-    computing: float = 0.0
-    """Seconds in which the accelerator computed."""
-    elsewhere: float = 0.0
-    """Seconds in which it would have computed the experts that something else did."""
-
-    @property
-    def resident(self) -> float:
-        """Seconds that it would have taken with all experts resident."""
-        return self.computing + self.elsewhere
-
-
-@dataclass
-class Ran:
-    """A run: passes in order, counts of prefill and decode, the timeline."""
-
-    passes: list[Pass] = field(default_factory=list)
-    prefill: Counts = field(default_factory=Counts)
-    decode: Counts = field(default_factory=Counts)
-    timeline: Timeline | None = None
-
-
-def make_caches(plan: Plan, popularity: Rows, seed: int) -> list[SlotCache]:
-    """Return an empty cache for each MoE layer, or a filled one where its set is fixed."""
-    policy, random = plan.strategy.policy or "lru", np.random.default_rng([seed, 1])
-    found = []
-    for layer, slots in enumerate(plan.slots):
-        scores = popularity[layer]
-        if policy == "predicted" and plan.strategy.predicted is not None:
-            # of the experts used most, a share is in the set; any others fill it up
-            known = random.random(len(scores)) < plan.strategy.predicted.accuracy
-            scores = np.where(known, scores, 0.0) + 1e-12 * random.random(len(scores))
-        if policy == "lru" or policy == "lfu" or policy == "decay":
-            found.append(SlotCache(slots, policy, decay=plan.strategy.decay))
-        else:
-            found.append(SlotCache(slots, "static-hot", scores=scores.tolist()))
-    return found
-
-
-def warm(plan: Plan, caches: list[SlotCache], drawn: Drawn) -> None:
-    """Let a batch of requests pass through the caches without time."""
-    for table in (drawn.prompt, *drawn.steps):
-        for layer, cache in enumerate(caches):
-            used = np.flatnonzero(table[layer]).tolist()
-            if plan.strategy.loads == "in-turn":
-                for expert in used:
-                    cache.access(expert)
-            elif used:
-                cache.step(sorted(used, key=lambda expert: expert not in cache))
 
 
 class Process:

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from simulator.cost import relative_error
 from simulator.engine import Timeline
 from simulator.offload.answer import bound_by, by_class, link_table, memory_uses
 from simulator.offload.columns import COLUMNS, Rows
 from simulator.offload.emit import Emitter
+from simulator.offload.expert_cache.metrics import holdings, metrics_of, sizes
 from simulator.offload.expert_cache.plan import Plan, make_plan
-from simulator.offload.expert_cache.process import Counts, Process, Ran, make_caches, warm
+from simulator.offload.expert_cache.process import Process
+from simulator.offload.expert_cache.record import Ran
 from simulator.offload.expert_cache.routing import SEQUENCES, TOKENS
-from simulator.offload.tiers import GPU
-from simulator.specs import OperatorClass
+from simulator.offload.expert_cache.slots import make_caches, warm
 from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
 
 SPEEDUPS: Mapping[str, str] = {
@@ -27,8 +27,6 @@ SPEEDUPS: Mapping[str, str] = {
     "decode_expert_speedup": "decode_expert_wait",
 }  # fmt: skip
 """Over a baseline, by the times that they compare."""
-NEGLIGIBLE = 1e-9
-"""Share of a time that is rounding."""
 REUSES = (0.0, 0.1, 0.2, 0.4)
 """Of the table that says how much hangs on locality."""
 SOURCES = (
@@ -78,7 +76,7 @@ def resident(plan: Plan) -> tuple[MemoryUse, ...]:
     """Return what each tier holds throughout."""
     uses = []
     for tier, pool in plan.tiers.pools.items():
-        held = {name: size for at, name, size in _holdings(plan) if at == tier and size}
+        held = {name: size for at, name, size in holdings(plan) if at == tier and size}
         largest = tuple(Holding(name, size) for name, size in sorted(held.items(), key=lambda item: -item[1]))
         uses.append(
             MemoryUse(pool.name, pool.stores[0].tier, pool.capacity, sum(held.values()), 0.0, held, largest)
@@ -86,22 +84,11 @@ def resident(plan: Plan) -> tuple[MemoryUse, ...]:
     return tuple(uses)
 
 
-def _holdings(plan: Plan) -> tuple[tuple[str, str, float], ...]:
-    return (
-        (GPU, "weights", plan.other_weights),
-        (GPU, "expert cache", sum(plan.slots) * plan.expert_bytes),
-        (GPU, "expert buffers", plan.buffers * plan.expert_bytes),
-        (GPU, "KV cache", plan.kv_bytes),
-        (GPU, "workspace", plan.workspace),
-        (plan.strategy.experts, "experts", plan.all_experts * plan.whole_expert_bytes),
-    )
-
-
 def _run(plan: Plan) -> tuple[Emitter, Ran]:
     """Run the requests, after one that fills the caches."""
     near = () if plan.near is None else (plan.near.channel,)
     emit = Emitter(plan.name, plan.tiers, channels=(plan.fetch, plan.back, *near))
-    for tier, category, size in _holdings(plan):
+    for tier, category, size in holdings(plan):
         emit.keep(tier, size, category, category)
     router, workload = plan.router(), plan.workload
     steps = len(plan.contexts) if workload.output > 1 else 0
@@ -125,7 +112,7 @@ def _outcome(setup: Setup, plan: Plan, emit: Emitter, ran: Ran) -> Outcome:
     prefill = rows[first].mean(axis=0)
     decode = steps * rows[~first].mean(axis=0) if steps else np.zeros(len(COLUMNS))
     errors = pass_errors(setup.cost, plan.typical, plan.spans)
-    metrics = _metrics(plan, ran, (prefill, decode), errors)
+    metrics = metrics_of(plan, ran, (prefill, decode), errors)
     total = metrics["generation_time"].value
     return Outcome(
         headline="generation_throughput",
@@ -193,144 +180,12 @@ def _by_pass(emit: Emitter, timeline: Timeline, ends: Rows) -> Rows:
     return rows
 
 
-def _metrics(
-    plan: Plan, ran: Ran, rows: tuple[Rows, Rows], errors: Mapping[OperatorClass, float]
-) -> dict[str, Metric]:
-    workload, steps = plan.workload, plan.workload.output - 1
-    times = np.array(
-        [[each.prefill, each.end - each.begin, each.computing, each.resident] for each in ran.passes]
-    )
-    first, later = times[times[:, 0] == 1.0, 1:], times[times[:, 0] == 0.0, 1:]
-    prefill = float(first[:, 0].mean())
-    step = float(later[:, 0].mean()) if steps else 0.0
-    total = prefill + steps * step
-    drawn = [
-        _spread(first[:, 0]),
-        _spread(later[:, 0].reshape(workload.requests, -1).mean(axis=1)) if steps else 0.0,
-    ]
-    known = [float(relative_error(by_class(row), errors)) for row in (*rows, rows[0] + rows[1])]
-    whole = math.hypot(known[2], (drawn[0] * prefill + drawn[1] * steps * step) / total)
-    error = [math.hypot(a, b) for a, b in zip(known, drawn, strict=False)]
-    tokens = workload.batch * workload.output
-    found = {
-        "generation_throughput": Metric(
-            "output tokens per second, prefill included", tokens / total, "1/s", whole, "higher"
-        ),
-        "generation_time": Metric("time of a request", total, "seconds", whole, "lower"),
-        "time_to_first_token": Metric("time to first token", prefill, "seconds", error[0], "lower"),
-        "prefill_time": Metric("prefill time", prefill, "seconds", error[0], "lower"),
-        "prefill_throughput": Metric(
-            "prompt tokens per second of prefill",
-            workload.batch * workload.prompt / prefill,
-            "1/s",
-            error[0],
-            "higher",
-        ),
-    }
-    encoded = [each.encoded - each.begin for each in ran.passes if each.encoded]
-    if encoded:
-        found["encoder_time"] = Metric(
-            "time of the encoder", float(np.mean(encoded)), "seconds", error[0], "lower"
-        )
-    if steps:
-        found |= {
-            "time_per_output_token": Metric("time per decode step", step, "seconds", error[1], "lower"),
-            "decode_throughput": Metric(
-                "output tokens per second of decode", workload.batch / step, "1/s", error[1], "higher"
-            ),
-        }
-    found |= _phase("prefill", first, ran.prefill, error[0])
-    if steps:
-        found |= _phase("decode", later, ran.decode, error[1])
-        found |= _predicting(ran.decode)
-    return found | _sizes(plan)
-
-
-def _spread(values: Rows) -> float:
-    """Return the relative standard error of a mean over requests."""
-    if len(values) < 2 or not values.mean():
-        return 0.0
-    return float(values.std(ddof=1) / values.mean() / math.sqrt(len(values)))
-
-
-def _phase(name: str, times: Rows, counts: Counts, error: float) -> dict[str, Metric]:
-    wall, computing, all_resident = times.mean(axis=0).tolist()
-    waits = wall - computing if wall - computing > NEGLIGIBLE * wall else 0.0
-    used = max(counts.used, 1)
-    found = {
-        f"{name}_hit_rate": Metric(f"share of a layer's experts that are there in {name}", counts.hits / used, "fraction"),
-        f"{name}_expert_wait": Metric(
-            f"time of a pass of {name} in which the accelerator waits for experts", waits, "seconds", error, "lower"
-        ),
-        f"{name}_wait_over_compute": Metric(
-            f"waiting for experts over computing in {name}", waits / computing, "ratio", error, "lower"
-        ),
-        f"{name}_expert_wait_share": Metric(
-            f"share of {name} in which the accelerator waits for experts", waits / wall, "fraction", 0.0, "lower"
-        ),
-        f"{name}_slowdown": Metric(f"{name} over that with all experts resident", wall / all_resident, "ratio", error, "lower"),
-    }  # fmt: skip
-    if counts.substituted:
-        label = f"share of a layer's experts that another one replaces in {name}"
-        found[f"{name}_substituted_share"] = Metric(
-            label, counts.substituted / used, "fraction", 0.0, "lower"
-        )
-    if counts.elsewhere:
-        label = f"share of a layer's experts that are computed where they lie in {name}"
-        found[f"{name}_elsewhere_share"] = Metric(label, counts.elsewhere / used, "fraction")
-    return found
-
-
-def _predicting(counts: Counts) -> dict[str, Metric]:
-    if not counts.predicted:
-        return {}
-    accuracy = counts.right / counts.predicted
-    timely = counts.timely / counts.wanted if counts.wanted else 1.0
-    return {
-        "prediction_accuracy": Metric(
-            "share of the experts named that are used", accuracy, "fraction", 0.0, "higher"
-        ),
-        "fetch_rate": Metric(
-            "share of the experts to be fetched ahead that come in time", timely, "fraction", 0.0, "higher"
-        ),
-        "good_prediction": Metric(
-            "GOODPRED: accuracy times fetch rate", accuracy * timely, "fraction", 0.0, "higher"
-        ),
-    }
-
-
-def _sizes(plan: Plan) -> dict[str, Metric]:
-    degree = plan.strategy.tensor_parallel
-    on_gpu = sum(size for tier, _, size in _holdings(plan) if tier == GPU)
-    slots, buffers = sum(plan.slots) * plan.expert_bytes, plan.buffers * plan.expert_bytes
-    everything = on_gpu - slots - buffers + plan.all_experts * plan.expert_bytes
-    found = {
-        "cached_share": Metric("share of the experts that have a slot", plan.cached_share, "fraction"),
-        "expert_bytes": Metric(
-            "routed experts of the model", plan.all_experts * plan.whole_expert_bytes, "bytes"
-        ),
-        "non_expert_bytes": Metric("all other weights of the model", plan.other_weights * degree, "bytes"),
-        "accelerator_memory": Metric("memory on all accelerators", on_gpu * degree, "bytes", 0.0, "lower"),
-        "resident_memory": Metric("the same with all experts resident", everything * degree, "bytes"),
-    }
-    chosen = plan.strategy.predicted
-    if chosen is not None:
-        seconds = plan.fetch.seconds(slots)
-        found["set_load_time"] = Metric(
-            "time to load the whole set of experts", seconds, "seconds", 0.0, "lower"
-        )
-        found["set_load_time_per_prompt"] = Metric(
-            "the same for each prompt that it serves", seconds / chosen.prompts, "seconds", 0.0, "lower"
-        )
-    return found
-
-
 def _not_run(plan: Plan, memory: Sequence[MemoryUse]) -> Outcome:
     metrics = {
         "generation_throughput": Metric(
             "output tokens per second, prefill included", 0.0, "1/s", 0.0, "higher"
         ),
-        **_sizes(plan),
+        **sizes(plan),
     }
     note = "not run: weights, expert slots and KV cache exceed a memory"
     return Outcome(
