@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from simulator.specs import MemroofError
-from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.expert_cache_scenario import ExpertCacheScenario
+from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 from simulator.strategy import Outcome, Remedy, Setup, Strategy
 
