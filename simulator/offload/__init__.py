@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from simulator.specs import MemroofError
+from simulator.specs.expert_cache_scenario import ExpertCacheScenario
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
 from simulator.specs.task_packs_scenario import TaskPacksScenario
@@ -18,6 +19,7 @@ METHODS: Mapping[type, str] = {
     TaskPacksScenario: "simulator.offload.task_packs",
     HostComputeScenario: "simulator.offload.host_compute",
     MixedStreamScenario: "simulator.offload.mixed_stream",
+    ExpertCacheScenario: "simulator.offload.expert_cache",
 }
 """The package that lowers each kind of offload scenario; imported when it is first needed."""
 

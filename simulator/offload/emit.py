@@ -155,13 +155,17 @@ class Emitter:
         kind: Bottleneck,
     ) -> int:
         """Add a copy over a channel at ``rate`` [B/s] at most, in a queue or in none; its seconds count as bound by ``kind``."""
-        by_pass = self.carried.setdefault(channel.name, {})
-        by_pass[self.number] = by_pass.get(self.number, 0.0) + size
+        self.carry(channel, size)
         task = self.program.transfer(
-            self._path(channel), size, after=self._after(after), latency=channel.latency, max_rate=rate,
+            self.path(channel), size, after=self._after(after), latency=channel.latency, max_rate=rate,
             stream=self.stream(queue) if queue else None, tag=tag, name=name,
         )  # fmt: skip
         return self._note(task, COPYING[kind])
+
+    def carry(self, channel: Channel, size: float) -> None:
+        """Note bytes that a channel carries."""
+        by_pass = self.carried.setdefault(channel.name, {})
+        by_pass[self.number] = by_pass.get(self.number, 0.0) + size
 
     def stream(self, name: str) -> int:
         """Return the stream of that name, a new one where there is none yet."""
@@ -178,7 +182,8 @@ class Emitter:
         self.pass_of.append(self.number)
         return task
 
-    def _path(self, channel: Channel) -> tuple[int, ...]:
+    def path(self, channel: Channel) -> tuple[int, ...]:
+        """Return the links of a channel that are simulated."""
         if channel.links not in self._paths:
             self._paths[channel.links] = tuple(
                 self._link(*link) for link in channel.links if link in self._binding

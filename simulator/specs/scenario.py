@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simulator.specs.errors import SpecError, did_you_mean
+from simulator.specs.expert_cache_scenario import ExpertCacheScenario
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
 from simulator.specs.offload_scenario import OffloadScenario
@@ -20,6 +21,7 @@ OFFLOAD_METHODS: dict[str, type[OffloadScenario]] = {
     "task-packs": TaskPacksScenario,
     "host-compute": HostComputeScenario,
     "mixed-stream": MixedStreamScenario,
+    "expert-cache": ExpertCacheScenario,
 }
 """By ``strategy.method``; the first is meant where none is named."""
 

@@ -109,7 +109,7 @@ def test_a_device_is_physically_plausible(name: str) -> None:
 @pytest.mark.parametrize("name", ACCELERATORS)
 def test_an_accelerator_has_memory_and_known_links(name: str) -> None:
     device = CATALOG.processor(name)
-    assert set(device.memory) <= {"hbm", "dram"}
+    assert set(device.memory) <= {"hbm", "dram", "cxl"}
     known = set(CATALOG.names("link"))
     assert {link for link in (device.host_link, device.fabric) if link} <= known
     on_chip = sum(cache.capacity for cache in device.cache.values())
@@ -144,7 +144,7 @@ LANES = {
     "h100-96gb-hbm2e": 128, "rtx-5090": 128,
     "rtx-pro-6000-blackwell": 128, "mi250x": 64, "mi300x": 128, "mi325x": 128, "mi355x": 128,
     "m2-max": 128, "m2-ultra": 128,
-    "xeon-8168": 32, "xeon-skylake-gcp": 32, "xeon-8380": 32, "xeon-gold-5320": 32, "xeon-8480-plus": 32,
+    "xeon-8168": 32, "xeon-skylake-gcp": 32, "xeon-8380": 32, "xeon-gold-5320": 32, "xeon-silver-4310": 32, "xeon-8480-plus": 32,
     "xeon-8480c": 32, "xeon-8570": 32, "epyc-7702": 16, "epyc-7742": 16, "epyc-9654": 16,
     "threadripper-pro-5975wx": 16, "grace": 16,
 }  # fmt: skip
