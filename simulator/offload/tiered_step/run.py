@@ -1,0 +1,314 @@
+"""Run a training step over tiers: plan, choice of activations, program, timeline, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from simulator.cost import relative_error
+from simulator.engine import Timeline, execute
+from simulator.graph import Operator
+from simulator.offload import answer
+from simulator.offload.columns import Rows
+from simulator.offload.tiered_step.activations import Kept, keep
+from simulator.offload.tiered_step.largest import largest_model
+from simulator.offload.tiered_step.lower import Key, Lowered, lower
+from simulator.offload.tiered_step.plan import Plan, make_plan
+from simulator.offload.tiers import GPU, NVME
+from simulator.specs import OperatorClass
+from simulator.specs.tiered_step_scenario import TieredStepScenario
+from simulator.strategy import MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
+
+SOURCES = (
+    "Ren et al. 2021, arXiv:2101.06840 (ZeRO-Offload): gradients stream out, CPU Adam, delayed update",
+    "Rajbhandari et al. 2021, arXiv:2104.07857 (ZeRO-Infinity): shares over every GPU's own link, flash, tiling",
+    "Wu et al. 2024, arXiv:2408.10013 (SSDTrain): activations to flash, forwarding, adaptive amount, lifetime",
+    "Liao et al. 2024, arXiv:2403.06504 (Fuyou, Ratel): updates inside the backward pass, activations by a cost model",
+    "Liaw & Chen 2025, arXiv:2507.03305: allocation over DRAM and CXL memory",
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was run."""
+
+    plan: Plan
+    kept: tuple[Kept, ...]
+    lowered: Lowered
+    timeline: Timeline
+
+    @property
+    def time(self) -> float:
+        """Seconds of the step."""
+        return self.timeline.makespan
+
+    @property
+    def memory(self) -> tuple[MemoryUse, ...]:
+        """Memories at their peaks."""
+        return answer.memory_uses(self.lowered.emit, self.timeline)
+
+    @property
+    def activation_peak(self) -> float:
+        """Most bytes of activations on the first GPU at once."""
+        _, by_category = self.timeline.ledger.resident(self.plan.tiers.pools[GPU].name)
+        held = by_category.get("activations")
+        return float(held.max()) if held is not None else 0.0
+
+
+def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
+    """Simulate one optimizer step.
+
+    Parameters
+    ----------
+    setup : Setup
+        A scenario of the method with its model, hardware and cost model.
+    detail : bool
+        The timeline has every task in any case.
+
+    Returns
+    -------
+    Outcome
+        Of a step in its steady state; its memories say what does not fit.
+
+    Raises
+    ------
+    MemroofError
+        For a combination that is refused; see :func:`simulator.offload.tiered_step.plan.make_plan`.
+    """
+    plan = make_plan(setup)
+    step = run_step(plan)
+    return _outcome(setup, step, _kept_on_gpu(setup, step))
+
+
+def run_step(plan: Plan) -> Step:
+    """Choose what becomes of activations, and run the step.
+
+    Whether an activation is still being stored when it is needed is known only once a step has run: it runs again with those
+    that are.
+    """
+    kept = keep(plan)
+    lowered = lower(plan, kept)
+    timeline = execute(lowered.emit.program)
+    found = _forwarded(lowered, timeline) if plan.strategy.forwarding else frozenset()
+    if found:
+        lowered = lower(plan, kept, found)
+        timeline = execute(lowered.emit.program)
+    return Step(plan, kept, lowered, timeline)
+
+
+def _forwarded(lowered: Lowered, timeline: Timeline) -> frozenset[Key]:
+    """Return the activations whose store ends after they could have been fetched."""
+    return frozenset(
+        key
+        for key, store in lowered.stores.items()
+        if lowered.gates[key] >= 0 and timeline.end[store] > timeline.end[lowered.gates[key]]
+    )
+
+
+def _kept_on_gpu(setup: Setup, step: Step) -> Step | None:
+    """Run the same step with all activations on the GPU; None where they are there."""
+    scenario = setup.scenario
+    assert isinstance(scenario, TieredStepScenario)  # or make_plan had refused it
+    if scenario.strategy.activations == GPU:
+        return None
+    changed = {"activations": GPU, "activation_amount": "all"}
+    strategy = scenario.strategy.model_copy(update=changed)
+    return run_step(replace(step.plan, strategy=strategy))
+
+
+# --- outcome ---------------------------------------------------------------------------------------------------------
+
+
+def _outcome(setup: Setup, step: Step, on_gpu: Step | None) -> Outcome:
+    plan, timeline, emit = step.plan, step.timeline, step.lowered.emit
+    row = answer.critical(emit, timeline)
+    errors = pass_errors(setup.cost, plan.graph, plan.spans)
+    memory = step.memory
+    computing = float(timeline.duration[timeline.stream == emit.gpu].sum())
+    return Outcome(
+        headline="step_time",
+        metrics=_metrics(setup, step, on_gpu, float(relative_error(answer.by_class(row), errors))),
+        memory=memory,
+        class_times=answer.by_class(row),
+        bottlenecks=answer.bound_by(row),
+        total_time=step.time,
+        assumptions=_assumptions(setup, step, fits=all(use.free >= 0 for use in memory)),
+        sources=SOURCES,
+        timeline=timeline,
+        devices=len(plan.ranks),
+        busy_fraction=computing / step.time,
+        tables={"links": answer.link_table(emit, step.time), "activations": _activation_table(step)},
+        class_errors=errors,
+        further=_further(setup),
+        phases=_phases(step, row),
+    )
+
+
+def _further(setup: Setup) -> Callable[[], Mapping[str, Metric]]:
+    return partial(largest_model, setup, lambda changed: run_step(make_plan(changed)).memory)
+
+
+def model_flops(plan: Plan) -> float:
+    """Return the FLOPs of a forward and a backward pass over all tokens of a step, nothing computed twice, on one GPU [FLOP]."""
+    passes = plan.graph.flops(("forward", "input_gradient", "weight_gradient"))
+    return float(passes) * plan.micro_batches
+
+
+def repeated_flops(step: Step) -> float:
+    """Return the FLOPs that the backward pass computes again, on one GPU [FLOP]."""
+    plan = step.plan
+    kinds: dict[str, list[Operator]] = {}
+    for block, _ in plan.graph.all_blocks:
+        kinds[block.name] = list(block.operators)
+    total = 0.0
+    for unit, kept in zip(plan.units, step.kept, strict=True):
+        block = next((ops for name, ops in kinds.items() if unit.name.startswith(name)), [])
+        total += sum(float(w.flops) for op in block if op.name in kept.level.again for w in op.forward)
+    return total * plan.micro_batches
+
+
+def _metrics(setup: Setup, step: Step, on_gpu: Step | None, error: float) -> dict[str, Metric]:
+    plan, time = step.plan, step.time
+    useful = model_flops(plan)
+    done = useful + repeated_flops(step)
+    nominal = useful + float(plan.graph.flops()) * plan.micro_batches
+
+    def timed(label: str, value: float, dimension: Any, better: Any) -> Metric:
+        return Metric(label, value, dimension, error, better)
+
+    metrics = {
+        "step_time": timed("step time", time, "seconds", "lower"),
+        "tokens_per_second": timed("tokens per second", plan.tokens / time, "1/s", "higher"),
+        "model_flops_per_gpu": timed(
+            "FLOPs of one forward and one backward pass, a GPU and second", useful / time, "FLOP/s", "higher"
+        ),
+        "hardware_flops_per_gpu": timed(
+            "with those that were computed again", done / time, "FLOP/s", "higher"
+        ),
+        "nominal_flops_per_gpu": timed(
+            "with a second forward pass, whether it ran or not", nominal / time, "FLOP/s", "higher"
+        ),
+        "model_flops": timed(
+            "FLOPs of one forward and one backward pass, all GPUs, a second",
+            useful * len(plan.ranks) / time, "FLOP/s", "higher",
+        ),
+        "parameters": Metric("parameters", plan.elements, "count"),
+        "activation_peak": Metric(
+            "activations on a GPU at their peak", step.activation_peak, "bytes", 0.0, "lower"
+        ),
+    }  # fmt: skip
+    if on_gpu is not None:
+        kept = on_gpu.activation_peak
+        metrics |= {
+            "activation_peak_reduction": Metric(
+                "against keeping activations on the GPU", 1.0 - step.activation_peak / kept, "fraction", 0.0, "higher"
+            ),
+            "step_time_ratio": Metric(
+                "step time over that with activations on the GPU", time / on_gpu.time, "ratio", 0.0, "lower"
+            ),
+            "activation_bytes_moved": Metric(
+                "activations of a GPU that leave it", step.lowered.stored, "bytes"
+            ),
+            "activation_write_bandwidth": timed(
+                "that half of a step would take to write them", 2.0 * step.lowered.stored / time, "bytes/s", "lower"
+            ),
+        }  # fmt: skip
+    return metrics | _flash(step, error)
+
+
+def flash_written(step: Step) -> float:
+    """Return the bytes that a step writes to flash, of all GPUs together [B]."""
+    emit = step.lowered.emit
+    names = [name for name in emit.carried if name.endswith(f" to {NVME}")]
+    return sum(sum(emit.carried[name].values()) for name in names)
+
+
+def _flash(step: Step, error: float) -> dict[str, Metric]:
+    written = flash_written(step)
+    pool = step.plan.tiers.pools.get(NVME)
+    if not written or pool is None:
+        return {}
+    found = {
+        "flash_bytes_written": Metric("written to flash in a step", written, "bytes", 0.0, "lower"),
+        "flash_write_bandwidth": Metric(
+            "written to flash a second", written / step.time, "bytes/s", error, "lower"
+        ),
+    }
+    ratings = [store.endurance for store in pool.stores]
+    if all(ratings):
+        life = lifetime(
+            sum(rating or 0.0 for rating in ratings), step.time, written, step.plan.strategy.write_amplification
+        )
+        found["ssd_lifetime"] = Metric("until the drives' rated endurance", life, "seconds", error, "higher")
+    return found
+
+
+def lifetime(endurance: float, step_time: float, written: float, amplification: float = 1.0) -> float:
+    """Return how long drives last that are written to in every step [s].
+
+    Parameters
+    ----------
+    endurance : float
+        Bytes that may be written to all of them, at the write amplification of the rating.
+    step_time : float
+        [s].
+    written : float
+        In a step [B].
+    amplification : float
+        Bytes programmed for a byte written, over that of the rating: JESD218's random writes are taken at 2.5, large sequential
+        ones at 1, so that these give 0.4 (Wu et al. 2024, arXiv:2408.10013, section 3).
+    """
+    return endurance * step_time / (written * amplification)
+
+
+def _phases(step: Step, row: Rows) -> Mapping[str, Mapping[Any, float]]:
+    """Divide the step at the end of the first GPU's last forward and last backward pass."""
+    return {}
+
+
+def _activation_table(step: Step) -> Mapping[str, Any]:
+    plan, kept = step.plan, step.kept
+    shown = [i for i, unit in enumerate(plan.units) if unit.sublayer]
+    tiers = [tier for tier in plan.tiers.pools if any(tier in kept[i].shares for i in shown)]
+    return {
+        "unit": [plan.units[i].name for i in shown],
+        "kept_bytes": np.array([kept[i].level.saved for i in shown]),
+        **{f"share_{tier}": np.array([kept[i].shares.get(tier, 0.0) for i in shown]) for tier in tiers},
+        "recomputed": [", ".join(sorted(kept[i].level.again)) for i in shown],
+    }
+
+
+def _assumptions(setup: Setup, step: Step, *, fits: bool) -> tuple[str, ...]:
+    plan, strategy = step.plan, step.plan.strategy
+    found = [
+        constants_used(setup.cost.calibration),
+        f"{plan.data} replica{'s' * (plan.data > 1)} of {plan.tensor} GPU{'s' * (plan.tensor > 1)}, each "
+        f"{plan.micro_batches} micro-batch{'es' * (plan.micro_batches > 1)} of {plan.micro_batch}; all GPUs do the same",
+        "one task a sublayer, micro-batch and pass; gradients of activations take as much room as the tensors they belong to",
+        "a step begins when the one before has ended"
+        if strategy.update != "delayed"
+        else "CPUs update with the gradients of the step before meanwhile",
+    ]
+    if any(tier != GPU for tier in plan.place.states):
+        found.append(
+            "CPUs update at 46 % of the DRAM's peak bandwidth (ZeRO-Offload's CPU-Adam), less where copies use it too"
+        )
+    if plan.data > 1 and strategy.exchange == "gpu":
+        found.append("collectives between replicas do not slow copies over the same links")
+    if NVME in plan.tiers.pools and step.lowered.emit.carried:
+        found.append("flash is read and written in large sequential requests, both directions at once")
+    if not fits:
+        found.append("times are as if the memories that are too small were large enough")
+    return tuple(found)
+
+
+def shortest(uses: Sequence[MemoryUse]) -> float:
+    """Return the least free bytes of some memories; negative where one is too small [B]."""
+    return min(use.free for use in uses)
+
+
+Classes = Mapping[OperatorClass, float]
