@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from simulator.offload.tiered_step.ledger import others, sweep_batches, traffic
 from simulator.offload.tiered_step.placement import Shares
 from simulator.offload.tiered_step.plan import Plan
 from simulator.offload.tiered_step.units import Level, Unit
@@ -125,6 +126,8 @@ def _balanced(plan: Plan, leaving: Sequence[int]) -> tuple[Kept, ...]:
     columns = [(kind, level) for kind in kinds for level in _of_kind(units, kind).levels]
     counts = {kind: sum(unit.kind == kind for unit in units) for kind in kinds}
     size = np.array([level.saved * counts[kind] * repeats for kind, level in columns])
+    unit = float(size.max())
+    """Bytes in which the program counts, so that its coefficients are seconds."""
     again = np.array([level.seconds * counts[kind] * repeats for kind, level in columns])
     tiers = [tier for tier in (GPU, DRAM, NVME) if tier in plan.tiers.pools]
     n, width = len(columns), len(columns) + len(tiers) + 2
@@ -145,31 +148,31 @@ def _balanced(plan: Plan, leaving: Sequence[int]) -> tuple[Kept, ...]:
     at_least(t_forward, budget.forward, {})
     at_least(t_backward, budget.backward, dict(enumerate(again)))
     away = [tier for tier in tiers if tier != GPU]
-    out = {at[tier]: 1.0 / _link_rate(plan, tier, out=True) for tier in away}
-    back = {at[tier]: 1.0 / _link_rate(plan, tier, out=False) for tier in away}
+    out = {at[tier]: unit / _link_rate(plan, tier, out=True) for tier in away}
+    back = {at[tier]: unit / _link_rate(plan, tier, out=False) for tier in away}
     at_least(t_forward, budget.traffic["d2h", "forward"], out)
     at_least(t_forward, budget.traffic["h2d", "forward"], {})
     at_least(t_backward, budget.traffic["d2h", "backward"], {})
     at_least(t_backward, budget.traffic["h2d", "backward"], back)
     if NVME in at:
-        at_least(t_forward, budget.traffic["write", "forward"], {at[NVME]: 1.0 / rate_to(plan, NVME)})
+        at_least(t_forward, budget.traffic["write", "forward"], {at[NVME]: unit / rate_to(plan, NVME)})
         at_least(t_forward, budget.traffic["read", "forward"], {})
         at_least(t_backward, budget.traffic["write", "backward"], {})
-        at_least(t_backward, budget.traffic["read", "backward"], {at[NVME]: 1.0 / _rate(plan, NVME, GPU)})
+        at_least(t_backward, budget.traffic["read", "backward"], {at[NVME]: unit / _rate(plan, NVME, GPU)})
     equal = [np.zeros(width) for _ in range(len(kinds) + 1)]
     for row, kind in zip(equal, kinds, strict=False):
         row[[i for i, (other, _) in enumerate(columns) if other == kind]] = 1.0
-    equal[-1][:n] = size
+    equal[-1][:n] = size / unit
     equal[-1][n : n + len(tiers)] = -1.0
     room = room_for_activations(plan)
     # of equal times the one that moves and repeats least
     worth = np.zeros(width)
     worth[[t_forward, t_backward]] = 1.0
-    scale = 1e-6 * (budget.forward + budget.backward)
-    worth[:n] = 1e-6 * again
+    slight = 1e-5 * (budget.forward + budget.backward)
+    worth[:n] = 1e-5 * again
     for tier in away:
-        worth[at[tier]] = scale / size.max() * (2.0 if tier == NVME else 1.0)
-    limits = [(0.0, 1.0)] * n + [(0.0, max(0.0, room[tier])) for tier in tiers] + [(0.0, None)] * 2
+        worth[at[tier]] = slight * (2.0 if tier == NVME else 1.0)
+    limits = [(0.0, 1.0)] * n + [(0.0, max(0.0, room[tier]) / unit) for tier in tiers] + [(0.0, None)] * 2
     found = linprog(
         worth, A_ub=np.array(rows), b_ub=np.array(bounds), A_eq=np.array(equal), b_eq=np.append(np.ones(len(kinds)), 0.0),
         bounds=limits, method="highs",
@@ -185,7 +188,7 @@ def _balanced(plan: Plan, leaving: Sequence[int]) -> tuple[Kept, ...]:
         )
         for kind in kinds
     }
-    return _assigned(plan, leaving, levels, {tier: float(found.x[at[tier]]) / repeats for tier in tiers})
+    return _assigned(plan, leaving, levels, {tier: float(found.x[at[tier]]) * unit / repeats for tier in tiers})
 
 
 def _of_kind(units: Sequence[Unit], kind: int) -> Unit:
@@ -227,11 +230,6 @@ def _assigned(
     return tuple(kept)
 
 
-def sweep_batches(plan: Plan) -> int:
-    """Micro-batches that wait for their backward pass at once."""
-    return plan.micro_batches if plan.strategy.accumulation == "layer" else 1
-
-
 def _link_rate(plan: Plan, tier: str, *, out: bool) -> float:
     """Rate of the GPU's own link to a tier."""
     direct = plan.strategy.direct_storage or not plan.tiers.staged
@@ -242,9 +240,10 @@ def _link_rate(plan: Plan, tier: str, *, out: bool) -> float:
 
 def room_for_activations(plan: Plan) -> dict[str, float]:
     """Return the bytes of each tier that one GPU's activations can take, beside everything else that is there."""
-    from simulator.offload.tiered_step.ledger import others
-
     used = others(plan)
+    leaving = set(_leaving(plan))
+    stays = sum(unit.levels[0].saved for i, unit in enumerate(plan.units[:-1]) if i not in leaving)
+    used[GPU] += sweep_batches(plan) * stays
     return {
         tier: (pool.capacity - used.get(tier, 0.0)) / (1 if tier == GPU else len(plan.ranks))
         for tier, pool in plan.tiers.pools.items()
@@ -252,8 +251,6 @@ def room_for_activations(plan: Plan) -> dict[str, float]:
 
 
 def _budget(plan: Plan) -> Budget:
-    from simulator.offload.tiered_step.ledger import traffic
-
     repeats = sweep_batches(plan)
     forward = repeats * sum(unit.forward.time(0) for unit in plan.units)
     backward = repeats * sum(unit.backward.time(0) for unit in plan.units)

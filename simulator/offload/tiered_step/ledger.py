@@ -26,16 +26,28 @@ def others(plan: Plan) -> dict[str, float]:
         used[GPU] += 2.0 * largest * widths.gradient
     body = [unit for unit in plan.units if unit.sublayer]
     ends = [unit for unit in plan.units if not unit.sublayer]
-    # tensors of a sublayer with their gradients, what is fetched ahead, and a head that is not there meanwhile
-    fetched = (2.0 + strategy.prefetch * plan.layer_units) * max(unit.whole for unit in body)
+    # tensors inside a sublayer and their gradients, or those of a head that runs alone
     used[GPU] += max(
-        max(unit.workspace for unit in body) + fetched, max(unit.workspace + unit.whole for unit in ends)
+        max(unit.workspace + unit.whole for unit in body) + activation_buffers(plan),
+        max(unit.workspace + unit.whole for unit in ends),
     )
+    used[GPU] += 2.0 * sweep_batches(plan) * plan.hidden_bytes
     if NVME in place.states and DRAM in used:
         used[DRAM] += strategy.state_buffers * plan.layer_units * plan.tensor * largest * (widths.state + widths.parameter)
     if NVME in place.parameters and DRAM in used:
         used[DRAM] += window * len(plan.ranks) * place.parameters[NVME]
     return used
+
+
+def activation_buffers(plan: Plan) -> float:
+    """Return the bytes of a GPU that hold activations on their way out, and later those fetched ahead."""
+    largest = max(unit.whole for unit in plan.units if unit.sublayer)
+    return (1.0 + plan.strategy.prefetch * plan.layer_units) * largest
+
+
+def sweep_batches(plan: Plan) -> int:
+    """Micro-batches that wait for their backward pass at once."""
+    return plan.micro_batches if plan.strategy.accumulation == "layer" else 1
 
 
 def traffic(plan: Plan) -> dict[tuple[str, str], float]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from simulator.offload.columns import Price
 from simulator.offload.emit import Emitter, all_channels
-from simulator.offload.tiered_step.activations import Kept, room_for_activations, sweep_batches
+from simulator.offload.tiered_step.activations import Kept, room_for_activations
+from simulator.offload.tiered_step.ledger import activation_buffers, sweep_batches
 from simulator.offload.tiered_step.plan import Plan
 from simulator.offload.tiered_step.routes import Moved, Routes
 from simulator.offload.tiered_step.update import Updates
@@ -303,8 +304,9 @@ class _Step:
         sizes = [sum(kept.away.values()) for kept in self.kept]
         if not any(sizes):
             return 0
-        stays = sweep_batches(self.plan) * sum(kept.resident for kept in self.kept)
-        room = room_for_activations(self.plan)[GPU] - stays
+        leaving = (kept for kept in self.kept if kept.away)
+        stays = sweep_batches(self.plan) * sum(kept.resident for kept in leaving)
+        room = room_for_activations(self.plan)[GPU] - stays + activation_buffers(self.plan)
         return max(1, int(room // max(sizes)))
 
     def _room(self, index: int, rank: int) -> list[int]:
