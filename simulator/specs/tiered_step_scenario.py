@@ -93,6 +93,9 @@ class TieredStepStrategy(Spec):
     computes with parameters that are one step old (ZeRO-Offload's delayed update)."""
     state_buffers: Positive = 3
     """Layers whose states may be in DRAM at once on their way from flash and back: 1 reads, updates and writes in turn."""
+    parameter_tiles: Positive = 1
+    """Parts of a layer that are gathered, used and reduced one after the other, so that only one of them is on the GPU (gathers
+    operator by operator, memory-centric tiling of ZeRO-Infinity)."""
     prefetch: Natural = 1
     """Layers whose parameters and activations are fetched ahead."""
     direct_storage: bool = False
@@ -111,7 +114,7 @@ class TieredStepStrategy(Spec):
     recompute: Literal["none", "selective", "full"] = "none"
     """Operators that run again in the backward pass: none, the attention core, or whole layers."""
     head_tiles: Positive = 1
-    """Parts of the tokens for which head and loss run one after the other (memory-centric tiling)."""
+    """Parts of the tokens for which head and loss run one after the other (a tiled or chunked loss)."""
     fused_attention: bool = True
     """FlashAttention-like kernels; false: scores, softmax and dropout as separate kernels with the scores in memory."""
 

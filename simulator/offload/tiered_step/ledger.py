@@ -10,7 +10,8 @@ def others(plan: Plan) -> dict[str, float]:
     """Return the most bytes of each tier that parameters, gradients, states and buffers take [B]; of one GPU for its own."""
     place, widths, strategy = plan.place, plan.widths, plan.strategy
     own = plan.elements / plan.tensor
-    largest = max(unit.needed for unit in plan.units)
+    largest = max(unit.needed for unit in plan.units) / strategy.parameter_tiles
+    widest = largest * strategy.parameter_tiles
     used = dict.fromkeys(plan.tiers.pools, 0.0)
     for tier, share in place.parameters.items():
         used[tier] += share * widths.parameter * (own if tier == GPU else plan.elements)
@@ -33,7 +34,7 @@ def others(plan: Plan) -> dict[str, float]:
     )
     used[GPU] += 2.0 * sweep_batches(plan) * plan.hidden_bytes
     if NVME in place.states and DRAM in used:
-        used[DRAM] += strategy.state_buffers * plan.layer_units * plan.tensor * largest * (widths.state + widths.parameter)
+        used[DRAM] += strategy.state_buffers * plan.layer_units * plan.tensor * widest * (widths.state + widths.parameter)
     if NVME in place.parameters and DRAM in used:
         used[DRAM] += window * len(plan.ranks) * place.parameters[NVME]
     return used

@@ -181,7 +181,8 @@ class _Step:
                 )  # fmt: skip
                 found.append(moved.last)
             tasks.append(found)
-            self.buffers.setdefault(run, []).append((rank, found[0], size * sum(away.values())))
+            buffer = size * sum(away.values()) / plan.strategy.parameter_tiles
+            self.buffers.setdefault(run, []).append((rank, found[0], buffer))
         if plan.cuts > 1:
             every = [task for found in tasks for task in found]
             gathered = self.updates.collective("all-gather", size * sum(away.values()), every, f"{unit.name}: gather")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,13 +13,11 @@ from simulator.cost import relative_error
 from simulator.engine import Timeline, execute
 from simulator.graph import Operator
 from simulator.offload import answer
-from simulator.offload.columns import Rows
 from simulator.offload.tiered_step.activations import Kept, keep
 from simulator.offload.tiered_step.largest import largest_model
 from simulator.offload.tiered_step.lower import Key, Lowered, lower
 from simulator.offload.tiered_step.plan import Plan, make_plan
 from simulator.offload.tiers import GPU, NVME
-from simulator.specs import OperatorClass
 from simulator.specs.tiered_step_scenario import TieredStepScenario
 from simulator.strategy import MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
 
@@ -144,7 +142,6 @@ def _outcome(setup: Setup, step: Step, on_gpu: Step | None) -> Outcome:
         tables={"links": answer.link_table(emit, step.time), "activations": _activation_table(step)},
         class_errors=errors,
         further=_further(setup),
-        phases=_phases(step, row),
     )
 
 
@@ -217,7 +214,26 @@ def _metrics(setup: Setup, step: Step, on_gpu: Step | None, error: float) -> dic
                 "that half of a step would take to write them", 2.0 * step.lowered.stored / time, "bytes/s", "lower"
             ),
         }  # fmt: skip
-    return metrics | _flash(step, error)
+    return metrics | _update(step) | _flash(step, error)
+
+
+def _update(step: Step) -> dict[str, Metric]:
+    """Seconds in which CPUs update, whatever runs beside them."""
+    plan, timeline = step.plan, step.timeline
+    if all(tier == GPU for tier in plan.place.states):
+        return {}
+    program = step.lowered.emit.program
+    on_gpu = set(step.lowered.emit.gpus)
+    tag = program.tags.index("optimizer")
+    chosen = [
+        i for i, t in enumerate(program.tag) if t == tag and program.streams[i] not in on_gpu
+    ]
+    spans = sorted((float(timeline.start[i]), float(timeline.end[i])) for i in chosen)
+    total, until = 0.0, 0.0
+    for start, end in spans:
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return {"update_time": Metric("in which CPUs update", total, "seconds", 0.0, "lower")}
 
 
 def flash_written(step: Step) -> float:
@@ -265,11 +281,6 @@ def lifetime(endurance: float, step_time: float, written: float, amplification: 
     return endurance * step_time / (written * amplification)
 
 
-def _phases(step: Step, row: Rows) -> Mapping[str, Mapping[Any, float]]:
-    """Divide the step at the end of the first GPU's last forward and last backward pass."""
-    return {}
-
-
 def _activation_table(step: Step) -> Mapping[str, Any]:
     plan, kept = step.plan, step.kept
     shown = [i for i, unit in enumerate(plan.units) if unit.sublayer]
@@ -305,10 +316,3 @@ def _assumptions(setup: Setup, step: Step, *, fits: bool) -> tuple[str, ...]:
         found.append("times are as if the memories that are too small were large enough")
     return tuple(found)
 
-
-def shortest(uses: Sequence[MemoryUse]) -> float:
-    """Return the least free bytes of some memories; negative where one is too small [B]."""
-    return min(use.free for use in uses)
-
-
-Classes = Mapping[OperatorClass, float]

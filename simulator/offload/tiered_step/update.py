@@ -68,7 +68,8 @@ class Updates:
             ]  # fmt: skip
             start = self.produced[unit][rank] if plan.strategy.accumulation == "layer" else passes[rank]
             until = [moved.left for moved in sent]
-            self.emit.keep(GPU, size, "gradients", f"gradients of {name}", at=start, until=until, rank=rank)
+            buffer = size / plan.strategy.parameter_tiles
+            self.emit.keep(GPU, buffer, "gradients", f"gradients of {name}", at=start, until=until, rank=rank)
             found += [moved.last for moved in sent]
         whole = size * plan.tensor
         copies = plan.data if plan.cuts < plan.data else 1
