@@ -45,6 +45,8 @@ def keep(plan: Plan) -> tuple[Kept, ...]:
     if plan.strategy.activation_amount == "hidden":
         amounts = _hidden(plan, leaving)
     for index, amount in amounts.items():
+        if amount <= 0.0:
+            continue
         shares = {tier: share * amount for tier, share in plan.place.activations.items()}
         if amount < 1.0:
             shares[GPU] = 1.0 - amount
@@ -59,21 +61,17 @@ def _leaving(plan: Plan) -> list[int]:
 
 
 def _hidden(plan: Plan, leaving: Sequence[int]) -> dict[int, float]:
-    """Return what share of each unit's activations can be written before the forward pass ends, the first units first.
+    """Return what share of each unit's activations leaves, the first units first: as much as is written in the forward time.
 
-    Wu et al. 2024 (SSDTrain, arXiv:2408.10013), section 3: as much as the write bandwidth hides in the forward time. A unit's
-    store begins when the unit has run.
+    Wu et al. 2024 (SSDTrain, arXiv:2408.10013), section 3: bytes up to the write bandwidth times the seconds of the forward pass.
     """
     rate = min(rate_to(plan, tier) / share for tier, share in plan.place.activations.items())
-    ends = np.cumsum([unit.forward.time(0) for unit in plan.units])
+    budget = rate * sum(unit.forward.time(0) for unit in plan.units)
     found: dict[int, float] = {}
-    free_at = 0.0
     for index in leaving:
         size = plan.units[index].levels[0].saved
-        start = max(free_at, float(ends[index]))
-        amount = min(1.0, max(0.0, (float(ends[-1]) - start) * rate / size)) if size else 0.0
-        free_at = start + amount * size / rate
-        found[index] = amount
+        found[index] = min(1.0, budget / size) if size else 0.0
+        budget = max(0.0, budget - found[index] * size)
     return found
 
 

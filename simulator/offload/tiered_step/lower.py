@@ -19,6 +19,8 @@ from simulator.offload.tiered_step.routes import Moved, Routes
 from simulator.offload.tiered_step.update import Updates
 from simulator.offload.tiers import CXL, GPU
 
+GRADIENT_BUFFERS = 2
+"""Units whose gradients may be on a GPU at once where they leave it: one fills, one empties."""
 Key = tuple[int, int]
 """A unit and a micro-batch."""
 
@@ -202,6 +204,8 @@ class _Step:
             if visit.backward:
                 price = self._backward_price(visit.unit)
                 after += [self.loads[key][rank].last] if key in self.loads else []
+                left = self.updates.left
+                after += [left[-GRADIENT_BUFFERS][rank]] if len(left) >= GRADIENT_BUFFERS else []
             else:
                 price = unit.forward
                 after += self._room(index, rank)

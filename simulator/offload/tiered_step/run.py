@@ -214,7 +214,9 @@ def _metrics(setup: Setup, step: Step, on_gpu: Step | None, error: float) -> dic
                 "that half of a step would take to write them", 2.0 * step.lowered.stored / time, "bytes/s", "lower"
             ),
         }  # fmt: skip
-    return metrics | _update(step) | _flash(step, error)
+    asked = {*setup.scenario.expect, *setup.scenario.limit} & {"largest_model", "largest_layers"}
+    more = _further(setup)() if asked else {}
+    return {**metrics, **_update(step), **_flash(step, error), **more}
 
 
 def _update(step: Step) -> dict[str, Metric]:

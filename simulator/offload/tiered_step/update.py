@@ -20,6 +20,8 @@ class Updates:
     def __init__(self, plan: Plan, emit: Emitter, routes: Routes) -> None:
         self.plan, self.emit, self.routes = plan, emit, routes
         self.ranks = range(len(plan.ranks))
+        self.left: list[list[int]] = []
+        """By buffer of gradients in order, the copies that empty it, of each GPU."""
         self.arrived: dict[int, list[int]] = {}
         """By unit, the tasks behind which its gradients are where they wait."""
         self.produced: dict[int, list[int]] = {}
@@ -61,6 +63,7 @@ class Updates:
             return list(dict.fromkeys(reduced))
         found: list[int] = []
         shares = plan.place.gradients
+        self.left.append([])
         for rank in self.ranks:
             sent = [
                 self.routes.send(each, size * share / plan.cuts, [reduced[rank]], "gradients", f"{name}: gradients", rank)
@@ -68,6 +71,7 @@ class Updates:
             ]  # fmt: skip
             start = self.produced[unit][rank] if plan.strategy.accumulation == "layer" else passes[rank]
             until = [moved.left for moved in sent]
+            self.left[-1].append(until[-1])
             buffer = size / plan.strategy.parameter_tiles
             self.emit.keep(GPU, buffer, "gradients", f"gradients of {name}", at=start, until=until, rank=rank)
             found += [moved.last for moved in sent]
@@ -196,17 +200,16 @@ class Updates:
         return found
 
     def _computed(self, elements: float, away: float, after: Sequence[int], name: str) -> list[int]:
-        """CPU work by memory: what lies in CXL memory there, all else in DRAM."""
+        """CPU work by memory, at once: cores stream what lies in CXL memory and what lies in DRAM side by side."""
         plan = self.plan
         traffic = update_traffic(plan, elements, away)
         seconds = elements * away * FLOPS[plan.strategy.optimizer] / self._peak()
         found: list[int] = []
-        apart = plan.strategy.host_allocation == "interleaved"
         for tier, size in traffic.items():
             channel, rate = plan.updates[tier]
             least = seconds * size / sum(traffic.values())
             rate = min(rate, size / least) if least else rate
-            queue = f"cpu on {tier}" if apart else "cpu"
+            queue = "cpu" if tier == DRAM else f"cpu on {tier}"
             found.append(self.emit.transfer(channel, size, rate, queue, after, "optimizer", name, "host"))
         return found
 
