@@ -194,6 +194,9 @@ def _metrics(setup: Setup, step: Step, on_gpu: Step | None, error: float) -> dic
             useful * len(plan.ranks) / time, "FLOP/s", "higher",
         ),
         "parameters": Metric("parameters", plan.elements, "count"),
+        "free_memory": Metric(
+            "room that the fullest memory has left", min(use.free for use in step.memory), "bytes", 0.0, "higher"
+        ),
         "activation_peak": Metric(
             "activations on a GPU at their peak", step.activation_peak, "bytes", 0.0, "lower"
         ),

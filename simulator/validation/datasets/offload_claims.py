@@ -24,6 +24,10 @@ SYSTEMS: Mapping[str, str] = {
     "llama.cpp": "host_compute_claims",
     "MoE-Lens": "mixed_stream_claims",
     "Intel LLM runtime (Neural Speed)": "host_compute_claims",
+    **dict.fromkeys(
+        ("CXL-aware allocator", "Fuyou", "Ratel", "SSDTrain", "ZeRO-3 Offload", "ZeRO-Infinity", "ZeRO-Offload"),
+        "tiered_step_claims",
+    ),
 }
 """By the name of the system in the file, the module of this package whose ``claim`` reads its rows."""
 UNKNOWN = "system has no scenarios yet"
