@@ -141,7 +141,9 @@ def _problem(s: TieredStepStrategy) -> str:
     """Say which option decides nothing beside the others; empty if all do."""
     away = s.activations in ("dram", "cxl", "nvme")
     if s.activations == "balanced" and s.recompute != "none":
-        return "recompute: 'balanced' activations choose themselves what is computed again; leave it at 'none'"
+        return (
+            "recompute: 'balanced' activations choose themselves what is computed again; leave it at 'none'"
+        )
     if s.activation_amount == "hidden" and not away:
         return f"activation_amount: 'hidden' says how much leaves the GPU, and activations on {s.activations!r} are not asked"
     if s.update != "step" and not s.states.away:

@@ -12,9 +12,7 @@ MOST = 4096
 """Layers that are tried at most."""
 
 
-def largest_model(
-    setup: Setup, memory: Callable[[Setup], Sequence[MemoryUse]]
-) -> Mapping[str, Metric]:
+def largest_model(setup: Setup, memory: Callable[[Setup], Sequence[MemoryUse]]) -> Mapping[str, Metric]:
     """Return the parameters and layers of the deepest model that fits every memory, all else as in the scenario.
 
     Parameters

@@ -27,14 +27,17 @@ def others(plan: Plan) -> dict[str, float]:
         used[GPU] += 2.0 * largest * widths.gradient
     body = [unit for unit in plan.units if unit.sublayer]
     ends = [unit for unit in plan.units if not unit.sublayer]
-    # tensors inside a sublayer and their gradients, or those of a head that runs alone
-    used[GPU] += max(
-        max(unit.workspace + unit.whole for unit in body) + activation_buffers(plan),
-        max(unit.workspace + unit.whole for unit in ends),
-    )
+    # tensors inside a unit and their gradients, those on their way out or back, hidden states and their gradients
+    used[GPU] += max(unit.workspace + unit.whole for unit in (*body, *ends)) + activation_buffers(plan)
     used[GPU] += 2.0 * sweep_batches(plan) * plan.hidden_bytes
     if NVME in place.states and DRAM in used:
-        used[DRAM] += strategy.state_buffers * plan.layer_units * plan.tensor * widest * (widths.state + widths.parameter)
+        used[DRAM] += (
+            strategy.state_buffers
+            * plan.layer_units
+            * plan.tensor
+            * widest
+            * (widths.state + widths.parameter)
+        )
     if NVME in place.parameters and DRAM in used:
         used[DRAM] += window * len(plan.ranks) * place.parameters[NVME]
     return used
@@ -59,7 +62,9 @@ def traffic(plan: Plan) -> dict[tuple[str, str], float]:
     """
     place, widths, tiers = plan.place, plan.widths, plan.tiers
     own, inside = plan.elements / plan.tensor, plan.strategy.update == "layer"
-    found = {(link, part): 0.0 for link in ("h2d", "d2h", "read", "write") for part in ("forward", "backward")}
+    found = {
+        (link, part): 0.0 for link in ("h2d", "d2h", "read", "write") for part in ("forward", "backward")
+    }
     fetched = own * widths.parameter / plan.cuts
     host = DRAM if DRAM in tiers.pools else NVME
     away = sum(share for tier, share in place.parameters.items() if tier != GPU)
@@ -78,5 +83,3 @@ def traffic(plan: Plan) -> dict[tuple[str, str], float]:
         found["read", "backward"] += states / tiers.channels[NVME, DRAM].rate
         found["write", "backward"] += (states + copies) / tiers.channels[DRAM, NVME].rate
     return found
-
-

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from simulator.offload.columns import Price
 from simulator.offload.emit import Emitter, all_channels
-from simulator.offload.tiered_step.activations import Kept, room_for_activations
+from simulator.offload.tiered_step.kept import Kept, room_for_activations
 from simulator.offload.tiered_step.ledger import activation_buffers, sweep_batches
 from simulator.offload.tiered_step.plan import Plan
 from simulator.offload.tiered_step.routes import Moved, Routes
@@ -187,7 +187,9 @@ class _Step:
             self.buffers.setdefault(run, []).append((rank, found[0], buffer))
         if plan.cuts > 1:
             every = [task for found in tasks for task in found]
-            gathered = self.updates.collective("all-gather", size * sum(away.values()), every, f"{unit.name}: gather")
+            gathered = self.updates.collective(
+                "all-gather", size * sum(away.values()), every, f"{unit.name}: gather"
+            )
             tasks = [[gathered]] * len(tasks)
         self.ready[run] = tasks
 
@@ -214,7 +216,15 @@ class _Step:
         if index + 1 == len(self.visits) or self.visits[index + 1].run != visit.run:
             self.ends.append(tasks)
             for rank, task, size in self.buffers.pop(visit.run, []):
-                self.emit.keep(GPU, size, "buffers", f"parameters of {unit.name}", at=task, until=[tasks[rank]], rank=rank)
+                self.emit.keep(
+                    GPU,
+                    size,
+                    "buffers",
+                    f"parameters of {unit.name}",
+                    at=task,
+                    until=[tasks[rank]],
+                    rank=rank,
+                )
         (self.done.backwards if visit.backward else self.done.forwards).append(tasks[0])
         self._workspace(visit, tasks)
         if visit.backward:
@@ -243,7 +253,13 @@ class _Step:
         if visit.batch in self.latest:
             for rank, (task, start) in enumerate(zip(tasks, self.latest[visit.batch], strict=True)):
                 self.emit.keep(
-                    GPU, self.plan.hidden_bytes, "activations", "hidden states", at=start, until=[task], rank=rank
+                    GPU,
+                    self.plan.hidden_bytes,
+                    "activations",
+                    "hidden states",
+                    at=start,
+                    until=[task],
+                    rank=rank,
                 )
         self.latest[visit.batch] = list(tasks)
 
@@ -322,4 +338,3 @@ class _Step:
         visit = self.visits[back]
         found = self.stores.get((visit.unit, visit.batch))
         return [found[rank].left] if found and not visit.backward else []
-

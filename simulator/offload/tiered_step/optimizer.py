@@ -66,8 +66,9 @@ def update_rates(
 ) -> dict[str, tuple[Channel, float]]:
     """Return how CPUs reach each memory that they can update in: the channel, and the optimizer's own rate over it [B/s].
 
-    In DRAM the rate is :data:`CPU_SHARE` of the peak. In CXL memory it is what the cards sustain, if that is less: reads and
-    writes share the memory behind the controller, while each has a direction of the wire to itself.
+    In DRAM the rate is :data:`CPU_SHARE` of the peak: cores wait for memory with so many lines under way (Little's law). As many
+    lines from CXL memory take its longer latency, and no more than the cards sustain: reads and writes share the memory behind
+    the controller, while each has a direction of the wire to itself.
     """
     if host is None:
         return {}
@@ -75,7 +76,9 @@ def update_rates(
     found = {DRAM: (host.channel, peak * CPU_SHARE)}
     if CXL in pools:
         channel = _from_cxl(hardware, pools[CXL], calibration, widths)
-        found[CXL] = (channel, min(channel.rate, peak * CPU_SHARE))
+        near, far = (pools[tier].stores[0].read.latency for tier in (DRAM, CXL))
+        waiting = near / far if near and far else 1.0
+        found[CXL] = (channel, min(channel.rate, peak * CPU_SHARE * min(1.0, waiting)))
     return found
 
 

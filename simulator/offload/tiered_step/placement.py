@@ -33,7 +33,9 @@ class Placement:
     """Of what leaves the GPU, by tier; empty where nothing does or a linear program decides."""
 
 
-def place(strategy: TieredStepStrategy, tiers: Tiers, footprint: Footprint, wide_gradients: bool) -> Placement:
+def place(
+    strategy: TieredStepStrategy, tiers: Tiers, footprint: Footprint, wide_gradients: bool
+) -> Placement:
     """Return the shares that a strategy asks for.
 
     Parameters

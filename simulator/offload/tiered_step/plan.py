@@ -151,4 +151,6 @@ def _refuse(machine: str, strategy: TieredStepStrategy, tiers: Tiers, placement:
         )
     shares: Any = (placement.parameters, placement.gradients, placement.activations)
     if any(NVME in each for each in shares) and not tiers.staged and not strategy.direct_storage:
-        raise MemroofError(f"strategy.direct_storage: {machine} has no DRAM to stage flash in; set it to true")
+        raise MemroofError(
+            f"strategy.direct_storage: {machine} has no DRAM to stage flash in; set it to true"
+        )

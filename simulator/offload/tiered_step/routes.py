@@ -36,9 +36,7 @@ class Routes:
         self.plan, self.emit = plan, emit
         self.staged = plan.tiers.staged and not plan.strategy.direct_storage
 
-    def send(
-        self, tier: str, size: float, after: Sequence[int], tag: str, name: str, rank: int
-    ) -> Moved:
+    def send(self, tier: str, size: float, after: Sequence[int], tag: str, name: str, rank: int) -> Moved:
         """Copy from a GPU to a tier."""
         if tier == NVME and self.staged:
             return self._two(GPU, NVME, size, after, tag, name, rank)

@@ -11,9 +11,9 @@ import numpy as np
 
 from simulator.cost import relative_error
 from simulator.engine import Timeline, execute
-from simulator.graph import Operator
 from simulator.offload import answer
-from simulator.offload.tiered_step.activations import Kept, keep
+from simulator.offload.tiered_step.activations import keep
+from simulator.offload.tiered_step.kept import Kept
 from simulator.offload.tiered_step.largest import largest_model
 from simulator.offload.tiered_step.lower import Key, Lowered, lower
 from simulator.offload.tiered_step.plan import Plan, make_plan
@@ -157,15 +157,7 @@ def model_flops(plan: Plan) -> float:
 
 def repeated_flops(step: Step) -> float:
     """Return the FLOPs that the backward pass computes again, on one GPU [FLOP]."""
-    plan = step.plan
-    kinds: dict[str, list[Operator]] = {}
-    for block, _ in plan.graph.all_blocks:
-        kinds[block.name] = list(block.operators)
-    total = 0.0
-    for unit, kept in zip(plan.units, step.kept, strict=True):
-        block = next((ops for name, ops in kinds.items() if unit.name.startswith(name)), [])
-        total += sum(float(w.flops) for op in block if op.name in kept.level.again for w in op.forward)
-    return total * plan.micro_batches
+    return step.plan.micro_batches * sum(kept.level.flops for kept in step.kept)
 
 
 def _metrics(setup: Setup, step: Step, on_gpu: Step | None, error: float) -> dict[str, Metric]:
@@ -230,9 +222,7 @@ def _update(step: Step) -> dict[str, Metric]:
     program = step.lowered.emit.program
     on_gpu = set(step.lowered.emit.gpus)
     tag = program.tags.index("optimizer")
-    chosen = [
-        i for i, t in enumerate(program.tag) if t == tag and program.streams[i] not in on_gpu
-    ]
+    chosen = [i for i, t in enumerate(program.tag) if t == tag and program.streams[i] not in on_gpu]
     spans = sorted((float(timeline.start[i]), float(timeline.end[i])) for i in chosen)
     total, until = 0.0, 0.0
     for start, end in spans:
@@ -262,7 +252,10 @@ def _flash(step: Step, error: float) -> dict[str, Metric]:
     ratings = [store.endurance for store in pool.stores]
     if all(ratings):
         life = lifetime(
-            sum(rating or 0.0 for rating in ratings), step.time, written, step.plan.strategy.write_amplification
+            sum(rating or 0.0 for rating in ratings),
+            step.time,
+            written,
+            step.plan.strategy.write_amplification,
         )
         found["ssd_lifetime"] = Metric("until the drives' rated endurance", life, "seconds", error, "higher")
     return found
@@ -320,4 +313,3 @@ def _assumptions(setup: Setup, step: Step, *, fits: bool) -> tuple[str, ...]:
     if not fits:
         found.append("times are as if the memories that are too small were large enough")
     return tuple(found)
-

@@ -9,6 +9,7 @@ import numpy as np
 
 from simulator.cost import Breakdown, CostModel
 from simulator.graph import Axis, Block, ModelGraph, Operator
+from simulator.graph.graph import Recompute
 from simulator.offload.columns import COLUMNS, Price
 from simulator.specs import Span
 from simulator.strategy import Bottleneck
@@ -26,6 +27,7 @@ class Level:
     """Bytes that wait for the backward pass."""
     price: Price
     seconds: float
+    flops: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def units_of(
     cost: CostModel,
     spans: Mapping[Axis, Span],
     *,
-    recompute: str,
+    recompute: Recompute,
     levels: bool,
     tiles: int,
     table: float,
@@ -113,19 +115,17 @@ class _Pricing:
     def __init__(self, cost: CostModel, spans: Mapping[Axis, Span]) -> None:
         self.cost, self.spans = cost, spans
 
-    def layer(self, block: Block, kind: int, recompute: str, levels: bool) -> Unit:
+    def layer(self, block: Block, kind: int, recompute: Recompute, levels: bool) -> Unit:
         forward = {op.name: self.cost.total(op.forward, self.spans) for op in block.operators}
-        strategy = block.recomputed(recompute)  # type: ignore[arg-type]
-        own = frozenset(op.name for op in strategy)
-        saved = float(block.saved_bytes("full" if recompute == "full" else own))
-        ways = [_level(own, saved, forward)]
+        own = frozenset(op.name for op in block.recomputed(recompute))
+        ways = [_level(block, own, float(block.saved_bytes(recompute)), forward)]
         if levels:
             ways += _greedy(block, forward)
         return self._unit(block, kind, forward.values(), tuple(ways), 1, 0.0, sublayer=True)
 
     def end(self, block: Block, kind: int, tiles: int, table: float) -> Unit:
         forward = [self.cost.total(op.forward, self.spans) for op in block.operators]
-        way = _level(frozenset(), float(block.saved_bytes()) / tiles, {})
+        way = _level(block, frozenset(), float(block.saved_bytes()) / tiles, {})
         return self._unit(block, kind, forward, (way,), tiles, table, sublayer=False)
 
     def _unit(
@@ -149,9 +149,10 @@ class _Pricing:
         )  # fmt: skip
 
 
-def _level(again: frozenset[str], saved: float, forward: Mapping[str, Breakdown]) -> Level:
+def _level(block: Block, again: frozenset[str], saved: float, forward: Mapping[str, Breakdown]) -> Level:
     price = priced(forward[name] for name in forward if name in again)
-    return Level(again, saved, price, price.time(0))
+    flops = sum(float(work.flops) for op in block.operators if op.name in again for work in op.forward)
+    return Level(again, saved, price, price.time(0), flops)
 
 
 def _greedy(block: Block, forward: Mapping[str, Breakdown]) -> list[Level]:
@@ -172,7 +173,7 @@ def _greedy(block: Block, forward: Mapping[str, Breakdown]) -> list[Level]:
         best = max(worth, key=lambda name: worth[name])
         again, saved = again | {best}, sizes[best]
         rest.remove(best)
-        found.append(_level(again, saved, forward))
+        found.append(_level(block, again, saved, forward))
     return found
 
 

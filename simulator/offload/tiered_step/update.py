@@ -96,7 +96,9 @@ class Updates:
             self.prices[key] = self.plan.collective(cast(CollectiveKind, kind), size)
         price = self.prices[key]
         stream = self.emit.stream("collectives")
-        return self.emit.work(stream, price.time(0), price.shares(0), list(dict.fromkeys(after)), "collective", name)
+        return self.emit.work(
+            stream, price.time(0), price.shares(0), list(dict.fromkeys(after)), "collective", name
+        )
 
     # --- updates ---------------------------------------------------------------------------------------------------------
 
@@ -111,7 +113,9 @@ class Updates:
             for tier, share in plan.place.gradients.items():
                 if tier != GPU:
                     size = found.parameters * plan.tensor * plan.widths.gradient * share
-                    self.emit.keep(tier, size, "gradients", f"gradients of {found.name}, step before", until=end)
+                    self.emit.keep(
+                        tier, size, "gradients", f"gradients of {found.name}, step before", until=end
+                    )
 
     def all(self, last: Sequence[int]) -> None:
         """Update all units behind the last backward pass."""
@@ -176,7 +180,9 @@ class Updates:
                 DRAM, NVME, states + parameters, updated, "states", f"{name}, written", queue="states dram to nvme"
             )  # fmt: skip
             start = read[0] if read else updated[0]
-            self.emit.keep(DRAM, states + parameters, "buffers", f"states of {found.name}", at=start, until=[written])
+            self.emit.keep(
+                DRAM, states + parameters, "buffers", f"states of {found.name}", at=start, until=[written]
+            )
             self.written.append([written])
             done.append(written)
         return done + self._returned(unit, away, updated, name)
@@ -195,12 +201,14 @@ class Updates:
             found.append(self.emit.copy(NVME, DRAM, size, start, "states", f"{name}, read", queue=queue))
         gradients = plan.place.gradients.get(NVME, 0.0) * elements * plan.widths.gradient
         if gradients:
-            copy = self.emit.copy(NVME, DRAM, gradients, [*free, *after], "gradients", f"{name}, gradients", queue=queue)
+            copy = self.emit.copy(
+                NVME, DRAM, gradients, [*free, *after], "gradients", f"{name}, gradients", queue=queue
+            )
             found.append(copy)
         return found
 
     def _computed(self, elements: float, away: float, after: Sequence[int], name: str) -> list[int]:
-        """CPU work by memory, at once: cores stream what lies in CXL memory and what lies in DRAM side by side."""
+        """CPU work by memory in turn: cores wait for states and gradients, while stores of parameters to CXL are posted."""
         plan = self.plan
         traffic = update_traffic(plan, elements, away)
         seconds = elements * away * FLOPS[plan.strategy.optimizer] / self._peak()
@@ -209,8 +217,14 @@ class Updates:
             channel, rate = plan.updates[tier]
             least = seconds * size / sum(traffic.values())
             rate = min(rate, size / least) if least else rate
-            queue = "cpu" if tier == DRAM else f"cpu on {tier}"
-            found.append(self.emit.transfer(channel, size, rate, queue, after, "optimizer", name, "host"))
+            found.append(self.emit.transfer(channel, size, rate, "cpu", after, "optimizer", name, "host"))
+        posted = elements * away * plan.place.parameters.get(CXL, 0.0) * plan.widths.parameter
+        if posted:
+            channel, _ = plan.updates[CXL]
+            task = self.emit.transfer(
+                channel, posted, channel.rate, "cpu stores to cxl", after, "optimizer", f"{name}, stores", "host"
+            )  # fmt: skip
+            found.append(task)
         return found
 
     def _peak(self) -> float:
@@ -225,7 +239,9 @@ class Updates:
             return []
         size = found.parameters * share * plan.widths.parameter
         sent = [
-            self.routes.fetch(DRAM, size / plan.cuts, updated, "weights", f"{name}, parameters back", rank).last
+            self.routes.fetch(
+                DRAM, size / plan.cuts, updated, "weights", f"{name}, parameters back", rank
+            ).last
             for rank in self.ranks
         ]
         if plan.cuts > 1:
@@ -234,18 +250,16 @@ class Updates:
 
 
 def update_traffic(plan: Plan, elements: float, away: float) -> dict[str, float]:
-    """Return the bytes that CPUs read and write to update some elements, by memory.
+    """Return the bytes that CPUs read and write to update some elements, by memory, stores of parameters to CXL left out.
 
     States are read and written, gradients read, 16-bit parameters written. What lies in flash or on GPUs is in DRAM meanwhile.
     """
     place, widths = plan.place, plan.widths
-    states = {tier: share for tier, share in place.states.items() if tier != GPU}
     found = {DRAM: 0.0, CXL: 0.0}
-    for shares, width in (
-        (states, 2.0 * widths.state),
-        (place.gradients, widths.gradient * away),
-        (place.parameters, widths.parameter * away),
-    ):
-        for tier, share in shares.items():
-            found[CXL if tier == CXL else DRAM] += share * width * elements
+    for tier, share in place.states.items():
+        if tier != GPU:
+            found[CXL if tier == CXL else DRAM] += share * 2.0 * widths.state * elements
+    for tier, share in place.gradients.items():
+        found[CXL if tier == CXL else DRAM] += share * widths.gradient * away * elements
+    found[DRAM] += (1.0 - place.parameters.get(CXL, 0.0)) * widths.parameter * away * elements
     return {tier: size for tier, size in found.items() if size}

@@ -25,7 +25,15 @@ SYSTEMS: Mapping[str, str] = {
     "MoE-Lens": "mixed_stream_claims",
     "Intel LLM runtime (Neural Speed)": "host_compute_claims",
     **dict.fromkeys(
-        ("CXL-aware allocator", "Fuyou", "Ratel", "SSDTrain", "ZeRO-3 Offload", "ZeRO-Infinity", "ZeRO-Offload"),
+        (
+            "CXL-aware allocator",
+            "Fuyou",
+            "Ratel",
+            "SSDTrain",
+            "ZeRO-3 Offload",
+            "ZeRO-Infinity",
+            "ZeRO-Offload",
+        ),
         "tiered_step_claims",
     ),
 }

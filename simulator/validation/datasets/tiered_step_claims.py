@@ -62,13 +62,20 @@ def _ratel(row: Any) -> Claim:
     node = "server-1x4090" if gpus == 1 else "server-4x4090"
     content = _content(
         {"node": node, "changes": {"components": components}}, model, batch, SEQUENCE,
-        micro_batch=min(MICRO_BATCH, batch // gpus), accumulation="layer", parameters="nvme", states="nvme",
+        micro_batch=_divisor(batch // gpus), accumulation="layer", parameters="nvme", states="nvme",
         gradients="dram", update="layer", activations="balanced", kept_sublayers=0,
         **({"parameter_tiles": 4} if trainable else {}),
     )  # fmt: skip
     if trainable:
-        return Claim(float(row.value), (content,), lambda found: (float(found[0]["free_memory"].value >= 0), 0.0))
+        return Claim(
+            float(row.value), (content,), lambda found: (float(found[0]["free_memory"].value >= 0), 0.0)
+        )
     return Claim(float(row.value) * 1e12, (content,), figure("model_flops"))
+
+
+def _divisor(sequences: int) -> int:
+    """Return the largest micro-batch that divides the sequences of a replica."""
+    return next(size for size in range(MICRO_BATCH, 0, -1) if sequences % size == 0)
 
 
 # --- SSDTrain --------------------------------------------------------------------------------------------------------
@@ -196,10 +203,10 @@ def _cxl(row: Any) -> Claim:
 
 
 def _host(cards: int, allocation: str, **places: str) -> Content:
-    changes = {"components": {"cxl": {"device": "cxl-2.0-x16-512gb", "count": cards}}}
+    changes = {"components": {"cxl": {"count": cards}}}
     strategy = {"parameters": "dram", "states": "dram", "gradients": "dram", "activations": "dram", **places}
     return _content(
-        {"node": "cxl-server", "changes": changes}, "gpt-7b-4096", 4, CONTEXT, precision="bf16",
+        {"node": "cxl-server-1s", "changes": changes}, "gpt-7b-4096", 4, CONTEXT, precision="bf16",
         gradient_precision="fp32", recompute="full", host_allocation=allocation, **strategy,
     )  # fmt: skip
 
