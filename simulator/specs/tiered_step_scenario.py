@@ -148,6 +148,8 @@ def _problem(s: TieredStepStrategy) -> str:
         return f"activation_amount: 'hidden' says how much leaves the GPU, and activations on {s.activations!r} are not asked"
     if s.update != "step" and not s.states.away:
         return f"update: {s.update!r} is about states that CPUs update; move states off the GPU"
+    if s.gradients != "gpu" and s.states.away < 1.0 - 1e-9:
+        return f"gradients: {s.gradients!r} is away from states that the GPU holds and updates; move all states off it"
     touches_flash = "nvme" in (s.gradients, s.activations) or s.parameters.nvme or s.activations == "balanced"
     if s.direct_storage and not touches_flash:
         return "direct_storage: nothing moves between GPU and flash; place parameters, gradients or activations on nvme"

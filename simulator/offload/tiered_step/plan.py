@@ -118,7 +118,7 @@ def make_plan(setup: Setup) -> Plan:
     footprint = Footprint(elements * widths.state, elements * widths.gradient, elements * widths.parameter)
     placement = place(strategy, ranks[0], footprint, strategy.gradient_format == "fp32")
     updates = update_rates(hardware, ranks[0].host, dict(ranks[0].pools), cost.calibration, widths)
-    _refuse(hardware.name, strategy, ranks[0], placement)
+    _refuse(hardware.name, strategy, ranks[0], placement, data)
     per_replica = workload.global_batch // data
     return Plan(
         scenario.name, strategy, graph, cost, spans, units, layer_units, ranks, tensor, data, micro, per_replica // micro,
@@ -144,7 +144,13 @@ def _degrees(scenario: TieredStepScenario, size: int) -> tuple[int, int, int]:
     return tensor, data, micro
 
 
-def _refuse(machine: str, strategy: TieredStepStrategy, tiers: Tiers, placement: Placement) -> None:
+def _refuse(
+    machine: str, strategy: TieredStepStrategy, tiers: Tiers, placement: Placement, replicas: int
+) -> None:
+    if replicas > 1 and strategy.exchange == "host" and strategy.gradients == GPU:
+        raise MemroofError(
+            f"strategy.exchange: the {replicas} replicas meet in host memory, but gradients stay on the GPUs; place them on dram"
+        )
     if any(tier != GPU for tier in placement.states) and (tiers.host is None or DRAM not in tiers.pools):
         raise MemroofError(
             f"strategy.states: {machine} has no CPU with DRAM of its own, which updates what is off the GPU"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from simulator.offload.tiered_step.placement import Shares
 from simulator.offload.tiered_step.plan import Plan, make_plan
-from simulator.offload.tiers import DRAM, GPU, NVME
+from simulator.offload.tiers import CXL, DRAM, GPU, NVME
 from simulator.specs.tiered_step_scenario import TieredStepScenario
 from simulator.strategy import Remedy, Setup
 
@@ -40,21 +41,23 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
 def _down(plan: Plan) -> Iterator[Remedy]:
     """Move one class down one tier."""
     strategy, tiers = plan.strategy, plan.tiers
-    ladder = [tier for tier in (GPU, DRAM, NVME) if tier in tiers.pools]
+    ladder = [tier for tier in (GPU, DRAM, CXL, NVME) if tier in tiers.pools]
     if len(ladder) > 1 and tiers.host is not None:
         for key, held in (
             ("activations", strategy.activations),
-            ("states", _lowest(plan.place.states)),
+            ("states", _highest(plan.place.states)),
             ("gradients", strategy.gradients),
-            ("parameters", _lowest(plan.place.parameters)),
+            ("parameters", _highest(plan.place.parameters)),
         ):
             for below in ladder[ladder.index(held) + 1 :] if held in ladder else ():
-                yield Remedy(f"{key} on {below}", {f"strategy.{key}": below})
+                changed = {f"strategy.{key}": below}
+                if key == "gradients" and GPU in plan.place.states:
+                    changed["strategy.states"] = below
+                yield Remedy(" and ".join(name.split(".")[1] for name in changed) + f" on {below}", changed)
 
 
-def _lowest(shares: object) -> str:
-    found = dict(shares)  # type: ignore[call-overload]
-    return next((tier for tier in (NVME, DRAM, GPU) if tier in found), GPU)
+def _highest(shares: Shares) -> str:
+    return next(tier for tier in (GPU, DRAM, CXL, NVME) if tier in shares)
 
 
 def _smaller(setup: Setup, plan: Plan) -> Iterator[Remedy]:

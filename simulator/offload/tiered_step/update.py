@@ -170,6 +170,12 @@ class Updates:
         away = 1.0 - plan.place.states.get(GPU, 0.0)
         elements = found.parameters * plan.tensor
         name = f"{found.name}: update"
+        if plan.strategy.gradients == GPU:
+            size = found.parameters * away * widths.gradient / plan.cuts
+            after = [
+                self.routes.send(DRAM, size, after, "gradients", f"{found.name}: gradients", rank).last
+                for rank in self.ranks
+            ]
         read = self._read(unit, elements, after, name)
         updated = self._computed(elements, away, [*after, *read], name)
         done = list(updated)
