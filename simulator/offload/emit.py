@@ -61,6 +61,8 @@ class Emitter:
         }
         self.carried: dict[str, dict[int, float]] = {}
         """Bytes that each channel carries, by number of the pass."""
+        self.moved: dict[Channel, float] = {}
+        """Bytes over each channel; those of several accelerators bear one name, but are each one's own."""
         self.channels = tuple(all_channels(self.ranks) if channels is None else channels)
         self._binding = binding_links(self.channels)
         self._streams: dict[str, int] = {}
@@ -157,6 +159,7 @@ class Emitter:
         """Add a copy over a channel at ``rate`` [B/s] at most, in a queue or in none; its seconds count as bound by ``kind``."""
         by_pass = self.carried.setdefault(channel.name, {})
         by_pass[self.number] = by_pass.get(self.number, 0.0) + size
+        self.moved[channel] = self.moved.get(channel, 0.0) + size
         task = self.program.transfer(
             self._path(channel), size, after=self._after(after), latency=channel.latency, max_rate=rate,
             stream=self.stream(queue) if queue else None, tag=tag, name=name,

@@ -132,7 +132,7 @@ class _Step:
             while fetched < min(runs, visit.run + self.window + 1):
                 self._fetch(fetched)
                 fetched += 1
-            while loaded < min(len(self.visits), index + self.window + 1):
+            while loaded < min(len(self.visits), index + self.window + 1) and self._stored(loaded):
                 self._load(loaded)
                 loaded += 1
             self._pass(index, visit)
@@ -276,6 +276,11 @@ class _Step:
                 if rank == 0:
                     self.done.stores[key] = moved.last
                     self.done.stored += size
+
+    def _stored(self, index: int) -> bool:
+        """Whether what a pass needs has been made: nothing is fetched before."""
+        visit = self.visits[index]
+        return not visit.backward or (visit.unit, visit.batch) in self.starts
 
     def _load(self, index: int) -> None:
         """Fetch what a backward pass needs, as soon as the pass that lies the window before it has ended."""

@@ -106,9 +106,8 @@ def _ssdtrain(row: Any) -> Claim:
 
 
 def _bert(width: int) -> Content:
-    hardware = {"node": "server-2xa100-p5800x", "changes": {"components": {"nvme": {"count": 8}}}}
     return _content(
-        hardware, BERTS[width], 16, SEQUENCE, tensor_parallel=2, optimizer="sgd", master_weights=False,
+        "server-2xa100-p5800x", BERTS[width], 16, SEQUENCE, tensor_parallel=2, optimizer="sgd", master_weights=False,
         activations="nvme", activation_amount="hidden", kept_sublayers=0, direct_storage=True,
     )  # fmt: skip
 
