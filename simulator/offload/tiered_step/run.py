@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.cost import relative_error
+from simulator.cost import peak_flops, relative_error
 from simulator.engine import Timeline, execute
 from simulator.offload import answer
 from simulator.offload.tiered_step.activations import keep
@@ -125,11 +126,13 @@ def _outcome(setup: Setup, step: Step, on_gpu: Step | None) -> Outcome:
     plan, timeline, emit = step.plan, step.timeline, step.lowered.emit
     row = answer.critical(emit, timeline)
     errors = pass_errors(setup.cost, plan.graph, plan.spans)
+    composition = float(setup.cost.calibration.error["step"])
+    error = math.hypot(float(relative_error(answer.by_class(row), errors)), composition)
     memory = step.memory
     computing = float(timeline.duration[timeline.stream == emit.gpu].sum())
     return Outcome(
         headline="step_time",
-        metrics=_metrics(setup, step, on_gpu, float(relative_error(answer.by_class(row), errors))),
+        metrics=_metrics(setup, step, on_gpu, error),
         memory=memory,
         class_times=answer.by_class(row),
         bottlenecks=answer.bound_by(row),
@@ -141,6 +144,7 @@ def _outcome(setup: Setup, step: Step, on_gpu: Step | None) -> Outcome:
         busy_fraction=computing / step.time,
         tables={"links": answer.link_table(emit, step.time), "activations": _activation_table(step)},
         class_errors=errors,
+        composition_error=composition,
         further=_further(setup),
     )
 
@@ -164,7 +168,7 @@ def _metrics(setup: Setup, step: Step, on_gpu: Step | None, error: float) -> dic
     plan, time = step.plan, step.time
     useful = model_flops(plan)
     done = useful + repeated_flops(step)
-    nominal = useful + float(plan.graph.flops()) * plan.micro_batches
+    peak = peak_flops(setup.hardware.device, plan.strategy.precision)
 
     def timed(label: str, value: float, dimension: Any, better: Any) -> Metric:
         return Metric(label, value, dimension, error, better)
@@ -172,41 +176,37 @@ def _metrics(setup: Setup, step: Step, on_gpu: Step | None, error: float) -> dic
     metrics = {
         "step_time": timed("step time", time, "seconds", "lower"),
         "tokens_per_second": timed("tokens per second", plan.tokens / time, "1/s", "higher"),
-        "model_flops_per_gpu": timed(
-            "FLOPs of one forward and one backward pass, a GPU and second", useful / time, "FLOP/s", "higher"
+        "model_flops_utilization": timed("MFU", useful / time / peak, "fraction", "higher"),
+        "hardware_flops_utilization": timed("HFU", done / time / peak, "fraction", "higher"),
+        "model_flops_per_second_per_gpu": timed("model FLOP/s per GPU", useful / time, "FLOP/s", "higher"),
+        "hardware_flops_per_second_per_gpu": timed(
+            "with those computed again", done / time, "FLOP/s", "higher"
         ),
-        "hardware_flops_per_gpu": timed(
-            "with those that were computed again", done / time, "FLOP/s", "higher"
-        ),
-        "nominal_flops_per_gpu": timed(
-            "with a second forward pass, whether it ran or not", nominal / time, "FLOP/s", "higher"
-        ),
-        "model_flops": timed(
-            "FLOPs of one forward and one backward pass, all GPUs, a second",
-            useful * len(plan.ranks) / time, "FLOP/s", "higher",
+        "model_flops_per_second": timed(
+            "model FLOP/s of all GPUs", useful * len(plan.ranks) / time, "FLOP/s", "higher"
         ),
         "parameters": Metric("parameters", plan.elements, "count"),
         "free_memory": Metric(
-            "room that the fullest memory has left", min(use.free for use in step.memory), "bytes", 0.0, "higher"
+            "room left in the fullest memory", min(use.free for use in step.memory), "bytes", 0.0, "higher"
         ),
         "activation_peak": Metric(
-            "activations on a GPU at their peak", step.activation_peak, "bytes", 0.0, "lower"
+            "activations of a GPU at their peak", step.activation_peak, "bytes", 0.0, "lower"
         ),
     }  # fmt: skip
     if on_gpu is not None:
         kept = on_gpu.activation_peak
         metrics |= {
             "activation_peak_reduction": Metric(
-                "against keeping activations on the GPU", 1.0 - step.activation_peak / kept, "fraction", 0.0, "higher"
+                "peak against activations kept", 1.0 - step.activation_peak / kept, "fraction", 0.0, "higher"
             ),
             "step_time_ratio": Metric(
-                "step time over that with activations on the GPU", time / on_gpu.time, "ratio", 0.0, "lower"
+                "step time over that with them kept", time / on_gpu.time, "ratio", 0.0, "lower"
             ),
             "activation_bytes_moved": Metric(
-                "activations of a GPU that leave it", step.lowered.stored, "bytes"
+                "activations that leave a GPU", step.lowered.stored, "bytes"
             ),
             "activation_write_bandwidth": timed(
-                "that half of a step would take to write them", 2.0 * step.lowered.stored / time, "bytes/s", "lower"
+                "rate to write them in half a step", 2.0 * step.lowered.stored / time, "bytes/s", "lower"
             ),
         }  # fmt: skip
     asked = {*setup.scenario.expect, *setup.scenario.limit} & {"largest_model", "largest_layers"}
@@ -228,7 +228,7 @@ def _update(step: Step) -> dict[str, Metric]:
     for start, end in spans:
         total += max(0.0, end - max(start, until))
         until = max(until, end)
-    return {"update_time": Metric("in which CPUs update", total, "seconds", 0.0, "lower")}
+    return {"update_time": Metric("time in which CPUs update", total, "seconds", 0.0, "lower")}
 
 
 def flash_written(step: Step) -> float:
@@ -244,9 +244,9 @@ def _flash(step: Step, error: float) -> dict[str, Metric]:
     if not written or pool is None:
         return {}
     found = {
-        "flash_bytes_written": Metric("written to flash in a step", written, "bytes", 0.0, "lower"),
+        "flash_bytes_written": Metric("written to flash", written, "bytes", 0.0, "lower"),
         "flash_write_bandwidth": Metric(
-            "written to flash a second", written / step.time, "bytes/s", error, "lower"
+            "write rate of flash", written / step.time, "bytes/s", error, "lower"
         ),
     }
     ratings = [store.endurance for store in pool.stores]
@@ -257,7 +257,7 @@ def _flash(step: Step, error: float) -> dict[str, Metric]:
             written,
             step.plan.strategy.write_amplification,
         )
-        found["ssd_lifetime"] = Metric("until the drives' rated endurance", life, "seconds", error, "higher")
+        found["ssd_lifetime"] = Metric("SSD lifetime", life, "seconds", error, "higher")
     return found
 
 

@@ -70,7 +70,7 @@ def _ratel(row: Any) -> Claim:
         return Claim(
             float(row.value), (content,), lambda found: (float(found[0]["free_memory"].value >= 0), 0.0)
         )
-    return Claim(float(row.value) * 1e12, (content,), figure("model_flops"))
+    return Claim(float(row.value) * 1e12, (content,), figure("model_flops_per_second"))
 
 
 def _divisor(sequences: int) -> int:
@@ -144,7 +144,7 @@ def _zero_offload(row: Any) -> Claim:
         return Claim(value * 1e9, (content,), figure("largest_model"))
     if row.metric == "throughput" and row.model == "10B":
         content = _content(V100, "gpt-10b-4096", 10, SEQUENCE, micro_batch=5, **ZERO_2)
-        return Claim(value * 1e12, (content,), figure("hardware_flops_per_gpu"))
+        return Claim(value * 1e12, (content,), figure("hardware_flops_per_second_per_gpu"))
     raise MemroofError(UNNAMED)
 
 
@@ -161,7 +161,7 @@ def _zero_infinity(row: Any) -> Claim:
     if "RTX 4090" in row.hardware:
         strategy = {**INFINITY, "parameter_tiles": 1, "fused_attention": True, "head_tiles": 4}
         content = _content("server-1x4090", "gpt3-13b", 32, SEQUENCE, **strategy)
-        return Claim(float(row.value) * 1e12, (content,), figure("model_flops_per_gpu"))
+        return Claim(float(row.value) * 1e12, (content,), figure("model_flops_per_second_per_gpu"))
     if row.metric == "max model" and row.hardware == "one DGX-2, NVMe":
         content = _content("dgx-2", "gpt-1t-25600", 16, SEQUENCE, **INFINITY)
         # the row says that a trillion parameters fit: the model has them, or it does not fit and counts for none
