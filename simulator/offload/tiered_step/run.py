@@ -249,7 +249,7 @@ def _flash(step: Step, error: float) -> dict[str, Metric]:
             "write rate of flash", written / step.time, "bytes/s", error, "lower"
         ),
     }
-    ratings = [store.endurance for store in pool.stores]
+    ratings = [store.device.endurance if store.device else None for store in pool.stores]
     if all(ratings):
         life = lifetime(
             sum(rating or 0.0 for rating in ratings),

@@ -142,6 +142,9 @@ def _zero_offload(row: Any) -> Claim:
     if row.metric == "max trainable model":
         content = _seeking(_content(V100, "gpt-10b-4096", 1, SEQUENCE, **ZERO_2))
         return Claim(value * 1e9, (content,), figure("largest_model"))
+    if row.metric == "max trainable model with model parallelism":
+        content = _seeking(_content("dgx-2", "gpt-70b-8192", 1, SEQUENCE, tensor_parallel=16, **ZERO_2))
+        return Claim(value * 1e9, (content,), figure("largest_model"))
     if row.metric == "throughput" and row.model == "10B":
         content = _content(V100, "gpt-10b-4096", 10, SEQUENCE, micro_batch=5, **ZERO_2)
         return Claim(value * 1e12, (content,), figure("hardware_flops_per_second_per_gpu"))
@@ -169,6 +172,12 @@ def _zero_infinity(row: Any) -> Claim:
             float(row.value) * 1e12, (content,),
             lambda found: (found[0]["parameters"].value * (found[0]["free_memory"].value >= 0), 0.0),
         )  # fmt: skip
+    if row.metric == "max model" and row.hardware == "one DGX-2, CPU offload":
+        # parameters and gradients in 16 bits, each GPU its sixteenth
+        content = _seeking(
+            _content("dgx-2", "gpt-40b-8192", 16, SEQUENCE, **{**ZERO_3, "gradient_precision": "fp16"})
+        )
+        return Claim(float(row.value) * 1e9, (content,), figure("largest_model"))
     raise MemroofError(UNMODELLED)
 
 
