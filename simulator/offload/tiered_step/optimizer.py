@@ -16,10 +16,12 @@ NARROW = 2.0
 MOMENTS = {"adam": 2, "sgd": 0}
 FLOPS = {"adam": 16.0, "sgd": 2.0}
 """Vector operations on an element: two moving averages, bias correction, root, quotient, decay, step, conversion; or a step."""
-CPU_SHARE = 0.46
-"""Share of the DRAM's peak bandwidth that a tuned CPU optimizer sustains over all sockets. Ren et al. 2021 (ZeRO-Offload,
-arXiv:2101.06840), table 4: CPU-Adam updates 10 billion parameters in 2.57 s on a DGX-2 (from memory, unverified), which at 30
-bytes each is 117 GB/s of the 256 GB/s of two sockets with six channels of DDR4-2666."""
+CORE_LINES = 3.4
+"""Cache lines that a core of a tuned CPU optimizer has under way. Ren et al. 2021 (ZeRO-Offload, arXiv:2101.06840), table 4:
+CPU-Adam updates 10 billion parameters in 2.57 s on a DGX-2 (from memory, unverified), at 30 bytes each 117 GB/s over 48 cores,
+whose DRAM answers after 90 ns (Little's law). That is under half of the bandwidth of its DRAM: cores wait."""
+LINE = 64.0
+"""Bytes of a cache line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +68,21 @@ def update_rates(
 ) -> dict[str, tuple[Channel, float]]:
     """Return how CPUs reach each memory that they can update in: the channel, and the optimizer's own rate over it [B/s].
 
-    In DRAM the rate is :data:`CPU_SHARE` of the peak: cores wait for memory with so many lines under way (Little's law). As many
-    lines from CXL memory take its longer latency, and no more than the cards sustain: reads and writes share the memory behind
-    the controller, while each has a direction of the wire to itself.
+    Cores wait for the lines that they have under way, longer where the memory is farther (Little's law), and no channel carries
+    more than it sustains. In CXL memory reads and writes share the memory behind the controller, while each has a direction of
+    the wire to itself.
     """
     if host is None:
         return {}
-    peak = min(bandwidth for _, bandwidth in host.channel.links)
-    found = {DRAM: (host.channel, peak * CPU_SHARE)}
+    found = {DRAM: host.channel}
     if CXL in pools:
-        channel = _from_cxl(hardware, pools[CXL], calibration, widths)
-        near, far = (pools[tier].stores[0].read.latency for tier in (DRAM, CXL))
-        waiting = near / far if near and far else 1.0
-        found[CXL] = (channel, min(channel.rate, peak * CPU_SHARE * min(1.0, waiting)))
-    return found
+        found[CXL] = _from_cxl(hardware, pools[CXL], calibration, widths)
+    under_way = host.count * host.device.compute.units * CORE_LINES * LINE
+    rates = {}
+    for tier, channel in found.items():
+        latency = pools[tier].stores[0].read.latency
+        rates[tier] = (channel, min(channel.rate, under_way / latency) if latency else channel.rate)
+    return rates
 
 
 def _from_cxl(hardware: Hardware, pool: Pool, calibration: Calibration, widths: Widths) -> Channel:

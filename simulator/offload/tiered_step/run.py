@@ -304,7 +304,7 @@ def _assumptions(setup: Setup, step: Step, *, fits: bool) -> tuple[str, ...]:
     ]
     if any(tier != GPU for tier in plan.place.states):
         found.append(
-            "CPUs update at 46 % of the DRAM's peak bandwidth (ZeRO-Offload's CPU-Adam), less where copies use it too"
+            "CPUs update with 3.4 cache lines under way a core (ZeRO-Offload's CPU-Adam), slower where copies use the memory too"
         )
     if plan.data > 1 and strategy.exchange == "gpu":
         found.append("collectives between replicas do not slow copies over the same links")

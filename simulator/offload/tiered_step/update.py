@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from simulator.graph.work import CollectiveKind
@@ -12,6 +13,16 @@ from simulator.offload.tiered_step.optimizer import FLOPS, cpu_peak
 from simulator.offload.tiered_step.plan import Plan
 from simulator.offload.tiered_step.routes import Routes
 from simulator.offload.tiers import CXL, DRAM, GPU, NVME
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Gradients that wait in a tier, since some task."""
+
+    tier: str
+    size: float
+    since: int
+    rank: int
 
 
 class Updates:
@@ -28,7 +39,8 @@ class Updates:
         """By unit, the backward passes that first make its gradients, of each GPU."""
         self.written: list[list[int]] = []
         """By update in order, the copies of states back to flash."""
-        self.held: list[tuple[str, float, str, int, list[int], int]] = []
+        self.held: dict[int, list[Held]] = {}
+        """By unit, gradients that wait for its update."""
         self.prices: dict[tuple[object, ...], Price] = {}
 
     # --- gradients -------------------------------------------------------------------------------------------------------
@@ -59,7 +71,7 @@ class Updates:
         tier = plan.strategy.gradients
         if tier == GPU:
             for rank in self.ranks:
-                self.held.append((GPU, size, f"gradients of {name}", self.produced[unit][rank], [], rank))
+                self._hold(unit, GPU, size, self.produced[unit][rank], rank)
             return list(dict.fromkeys(reduced))
         found: list[int] = []
         shares = plan.place.gradients
@@ -81,7 +93,7 @@ class Updates:
             found = [self._add(whole, copies + (not first), found, f"{name}: gradients added")]
         if first:
             for each, share in shares.items():
-                self.held.append((each, whole * share, f"gradients of {name}", found[0], [unit], 0))
+                self._hold(unit, each, whole * share, found[0], 0)
         return found
 
     def _add(self, size: float, copies: int, after: Sequence[int], name: str) -> int:
@@ -131,16 +143,23 @@ class Updates:
             done += self._on_gpu(unit, on_gpu, after)
         if on_gpu < 1.0:
             done += self._on_cpu(unit, after)
-        for index, (tier, size, name, at, until, rank) in enumerate(self.held):
-            if until == [unit]:
-                self.emit.keep(tier, size, "gradients", name, at=at, until=done, rank=rank)
-                self.held[index] = (tier, 0.0, name, at, [], rank)
+        self._release(unit, done)
         return done
 
     def finish(self) -> None:
         """Hold to the end what no update has used up."""
-        for tier, size, name, at, _, rank in self.held:
-            self.emit.keep(tier, size, "gradients", name, at=at, rank=rank)
+        for unit in list(self.held):
+            self._release(unit, [])
+
+    def _hold(self, unit: int, tier: str, size: float, since: int, rank: int) -> None:
+        self.held.setdefault(unit, []).append(Held(tier, size, since, rank))
+
+    def _release(self, unit: int, until: Sequence[int]) -> None:
+        name = f"gradients of {self.plan.units[unit].name}"
+        for held in self.held.pop(unit, []):
+            self.emit.keep(
+                held.tier, held.size, "gradients", name, at=held.since, until=until, rank=held.rank
+            )
 
     def _on_gpu(self, unit: int, share: float, after: Sequence[int]) -> list[int]:
         plan, found = self.plan, self.plan.units[unit]
