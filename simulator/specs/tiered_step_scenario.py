@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
@@ -165,5 +166,6 @@ def _on_dram(s: TieredStepStrategy) -> bool:
 class TieredStepScenario(OffloadScenario):
     """Train for one step with tensors over several memory tiers."""
 
+    grows: ClassVar[Mapping[str, str]] = {"sequence": "workload.sequence"}
     workload: TieredStepWorkload
     strategy: TieredStepStrategy
