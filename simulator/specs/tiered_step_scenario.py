@@ -98,7 +98,7 @@ class TieredStepStrategy(Spec):
     """Parts of a layer that are gathered, used and reduced one after the other, so that only one of them is on the GPU (gathers
     operator by operator, memory-centric tiling of ZeRO-Infinity)."""
     prefetch: Natural = 1
-    """Layers whose parameters and activations are fetched ahead."""
+    """Layers whose parameters are fetched ahead; activations come as many passes ahead."""
     direct_storage: bool = False
     """Flash talks to the GPU without a copy in DRAM (GPUDirect Storage)."""
 

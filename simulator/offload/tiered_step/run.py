@@ -20,7 +20,7 @@ from simulator.offload.tiered_step.lower import Key, Lowered, lower
 from simulator.offload.tiered_step.plan import Plan, make_plan
 from simulator.offload.tiers import GPU, NVME
 from simulator.specs.tiered_step_scenario import TieredStepScenario
-from simulator.strategy import MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
+from simulator.strategy import Bottleneck, MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
 
 SOURCES = (
     "Ren et al. 2021, arXiv:2101.06840 (ZeRO-Offload): gradients stream out, CPU Adam, delayed update",
@@ -145,6 +145,7 @@ def _outcome(setup: Setup, step: Step, on_gpu: Step | None) -> Outcome:
         tables={"links": answer.link_table(emit, step.time), "activations": _activation_table(step)},
         class_errors=errors,
         composition_error=composition,
+        phases=_phases(step),
         further=_further(setup),
     )
 
@@ -277,6 +278,24 @@ def lifetime(endurance: float, step_time: float, written: float, amplification: 
         ones at 1, so that these give 0.4 (Wu et al. 2024, arXiv:2408.10013, section 3).
     """
     return endurance * step_time / (written * amplification)
+
+
+def _phases(step: Step) -> Mapping[str, Mapping[Bottleneck, float]]:
+    """Divide the critical path by what the first GPU is at: a forward or a backward pass, or, behind the last one, the update."""
+    timeline, lowered = step.timeline, step.lowered
+    path = timeline.critical_path().tasks
+    passes = np.array([*lowered.forwards, *lowered.backwards])
+    backward = np.arange(len(passes)) >= len(lowered.forwards)
+    order = np.argsort(timeline.start[passes], kind="stable")
+    begun = np.searchsorted(timeline.start[passes][order], timeline.start[path], "right") - 1
+    phase = np.where(backward[order][np.maximum(begun, 0)], 1, 0)
+    phase[timeline.start[path] >= timeline.end[passes].max()] = 2
+    seconds = timeline.end[path] - timeline.start[path]
+    shares = np.array([lowered.emit.shares[task] for task in path.tolist()])
+    return {
+        name: answer.bound_by((seconds * (phase == number)) @ shares)
+        for number, name in enumerate(("forward", "backward", "update"))
+    }
 
 
 def _activation_table(step: Step) -> Mapping[str, Any]:

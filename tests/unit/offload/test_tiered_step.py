@@ -219,6 +219,14 @@ def test_a_step_on_the_gpu_alone_takes_its_computation() -> None:
     assert step.time == pytest.approx(compute + update, rel=0.01)
 
 
+def test_phases_divide_the_step_and_the_gpu_idles_while_cpus_update() -> None:
+    outcome = answer(setup(**ZERO_OFFLOAD)).outcome
+    seconds = {name: sum(parts.values()) for name, parts in outcome.phases.items()}
+    assert sum(seconds.values()) == pytest.approx(outcome.total_time)
+    assert outcome.phases["update"]["host"] > 0.9 * seconds["update"]
+    assert seconds["backward"] == pytest.approx(3 * seconds["forward"], rel=0.15)  # layers run again in it
+
+
 def test_a_delayed_update_hides_behind_the_step() -> None:
     """Ren et al. 2021, section 5.2."""
     behind = step_of(**ZERO_OFFLOAD)
