@@ -129,6 +129,7 @@ ZERO_3: Mapping[str, Any] = {
 }  # fmt: skip
 INFINITY: Mapping[str, Any] = {
     **ZERO_2, "parameters": "nvme", "states": "nvme", "gradients": "nvme", "activations": "dram", "parameter_tiles": 12,
+    "gradient_precision": "fp32",
 }  # fmt: skip
 
 
@@ -162,7 +163,14 @@ def _zero_3(row: Any) -> Claim:
 def _zero_infinity(row: Any) -> Claim:
     _one_node(row)
     if "RTX 4090" in row.hardware:
-        strategy = {**INFINITY, "parameter_tiles": 1, "fused_attention": True, "head_tiles": 4}
+        # DeepSpeed's pipeline_read and pipeline_write are off by default (from memory, unverified)
+        strategy = {
+            **INFINITY,
+            "parameter_tiles": 1,
+            "fused_attention": True,
+            "head_tiles": 4,
+            "state_buffers": 1,
+        }
         content = _content("server-1x4090", "gpt3-13b", 32, SEQUENCE, **strategy)
         return Claim(float(row.value) * 1e12, (content,), figure("model_flops_per_second_per_gpu"))
     if row.metric == "max model" and row.hardware == "one DGX-2, NVMe":
