@@ -35,6 +35,9 @@ class Routes:
     def __init__(self, plan: Plan, emit: Emitter) -> None:
         self.plan, self.emit = plan, emit
         self.staged = plan.tiers.staged and not plan.strategy.direct_storage
+        self.buffers = plan.strategy.prefetch * plan.layer_units + 2
+        """Buffers in DRAM of each class, direction and GPU: those fetched ahead, one that fills and one that empties."""
+        self.emptied: dict[tuple[str, str, str, int], list[int]] = {}
 
     def send(self, tier: str, size: float, after: Sequence[int], tag: str, name: str, rank: int) -> Moved:
         """Copy from a GPU to a tier."""
@@ -79,7 +82,12 @@ class Routes:
     ) -> Moved:
         """Copy by way of a buffer in DRAM."""
         copy, queue = self.emit.copy, f"{tag} {{}} to {{}}"
-        first = copy(source, DRAM, size, after, tag, name, queue=queue.format(source, DRAM), rank=rank)
+        emptied = self.emptied.setdefault((tag, source, target, rank), [])
+        free = emptied[-self.buffers :][:1] if len(emptied) >= self.buffers else []
+        first = copy(
+            source, DRAM, size, [*after, *free], tag, name, queue=queue.format(source, DRAM), rank=rank
+        )
         last = copy(DRAM, target, size, [first], tag, name, queue=queue.format(DRAM, target), rank=rank)
+        emptied.append(last)
         self.emit.keep(DRAM, size, "buffers", f"{name}, on its way", at=first, until=[last], rank=rank)
         return Moved(first, last, (first, last))
