@@ -63,8 +63,8 @@ def memory_uses(emit: Emitter, timeline: Timeline) -> tuple[MemoryUse, ...]:
 def link_table(emit: Emitter, total: float) -> Mapping[str, Any]:
     """Return the bytes over each link that copies crossed, and what share of its bandwidth they took over ``total`` seconds."""
     sums: dict[tuple[str, float], float] = {}
-    for channel in emit.channels:
-        carried = sum(emit.carried.get(channel.name, {}).values())
+    for channel in dict.fromkeys(emit.channels):
+        carried = emit.moved.get(channel, 0.0)
         for link in channel.links if carried else ():
             sums[link] = sums.get(link, 0.0) + carried
     size = np.array(list(sums.values()))

@@ -61,6 +61,8 @@ class Emitter:
         }
         self.carried: dict[str, dict[int, float]] = {}
         """Bytes that each channel carries, by number of the pass."""
+        self.moved: dict[Channel, float] = {}
+        """Bytes over each channel; those of several accelerators bear one name, but are each one's own."""
         self.channels = tuple(all_channels(self.ranks) if channels is None else channels)
         self._binding = binding_links(self.channels)
         self._streams: dict[str, int] = {}
@@ -166,6 +168,7 @@ class Emitter:
         """Note bytes that a channel carries."""
         by_pass = self.carried.setdefault(channel.name, {})
         by_pass[self.number] = by_pass.get(self.number, 0.0) + size
+        self.moved[channel] = self.moved.get(channel, 0.0) + size
 
     def stream(self, name: str) -> int:
         """Return the stream of that name, a new one where there is none yet."""

@@ -10,6 +10,7 @@ from simulator.specs.offload_scenario import OffloadScenario
 from simulator.specs.serving_scenario import ServingScenario
 from simulator.specs.source import Document
 from simulator.specs.task_packs_scenario import TaskPacksScenario
+from simulator.specs.tiered_step_scenario import TieredStepScenario
 from simulator.specs.training_scenario import TrainingScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 
@@ -22,6 +23,7 @@ OFFLOAD_METHODS: dict[str, type[OffloadScenario]] = {
     "host-compute": HostComputeScenario,
     "mixed-stream": MixedStreamScenario,
     "expert-cache": ExpertCacheScenario,
+    "tiered-step": TieredStepScenario,
 }
 """By ``strategy.method``; the first is meant where none is named."""
 

@@ -27,6 +27,18 @@ SYSTEMS: Mapping[str, str] = {
     "ProMoE": "moe_offload_claims",
     "MoNDE": "moe_offload_claims",
     "eMoE": "moe_offload_claims",
+    **dict.fromkeys(
+        (
+            "CXL-aware allocator",
+            "Fuyou",
+            "Ratel",
+            "SSDTrain",
+            "ZeRO-3 Offload",
+            "ZeRO-Infinity",
+            "ZeRO-Offload",
+        ),
+        "tiered_step_claims",
+    ),
 }
 """By the name of the system in the file, the module of this package whose ``claim`` reads its rows."""
 UNKNOWN = "system has no scenarios yet"

@@ -28,6 +28,11 @@ AUTHORS = (
     "Zhao et al.",
     "Jiang et al.",
     "Chen and Li",
+    "DeepSpeed",
+    "Liao et al.",
+    "Liaw and Chen",
+    "Rajbhandari et al.",
+    "Wu et al.",
 )
 
 
