@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from simulator.specs import MemroofError
+from simulator.specs.draft_verify_scenario import DraftVerifyScenario
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
+from simulator.specs.neuron_cache_scenario import NeuronCacheScenario
 from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 from simulator.strategy import Outcome, Remedy, Setup, Strategy
@@ -18,6 +20,8 @@ METHODS: Mapping[type, str] = {
     TaskPacksScenario: "simulator.offload.task_packs",
     HostComputeScenario: "simulator.offload.host_compute",
     MixedStreamScenario: "simulator.offload.mixed_stream",
+    NeuronCacheScenario: "simulator.offload.neuron_cache",
+    DraftVerifyScenario: "simulator.offload.draft_verify",
 }
 """The package that lowers each kind of offload scenario; imported when it is first needed."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from simulator.specs.draft_verify_scenario import DraftVerifyScenario
 from simulator.specs.errors import SpecError, did_you_mean
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
+from simulator.specs.neuron_cache_scenario import NeuronCacheScenario
 from simulator.specs.offload_scenario import OffloadScenario
 from simulator.specs.serving_scenario import ServingScenario
 from simulator.specs.source import Document
@@ -20,6 +22,8 @@ OFFLOAD_METHODS: dict[str, type[OffloadScenario]] = {
     "task-packs": TaskPacksScenario,
     "host-compute": HostComputeScenario,
     "mixed-stream": MixedStreamScenario,
+    "neuron-cache": NeuronCacheScenario,
+    "draft-verify": DraftVerifyScenario,
 }
 """By ``strategy.method``; the first is meant where none is named."""
 
