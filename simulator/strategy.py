@@ -49,7 +49,8 @@ class Setup:
     """Of the CPUs of an offload scenario's node; None where it has none."""
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """Prices that were worked out, which runs of setups made from this one take over; nothing else is kept here."""
-
+    models: Mapping[str, Model] = field(default_factory=dict)
+    """Further models that the scenario names: a draft."""
     layers: MeasuredLayers | None = None
     """Measured layers that the scenario names in place of a model."""
 

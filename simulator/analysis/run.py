@@ -15,6 +15,7 @@ from simulator.specs import (
     Hardware,
     MeasuredTable,
     MemroofError,
+    OffloadScenario,
     Scenario,
     ServingScenario,
     TaskPacksScenario,
@@ -66,7 +67,11 @@ def load(
     layers = catalog.layers(named) if named else None
     pools = _pools(checked, catalog)
     host = _host(hardware, catalog) if checked.kind == "offload" else None
-    return Setup(checked, model, hardware, first[1], dict(others), pools, host=host, layers=layers)
+    further = checked.further_models if isinstance(checked, OffloadScenario) else ()
+    models = {name: catalog.model(name) for name in further}
+    return Setup(
+        checked, model, hardware, first[1], dict(others), pools, host=host, models=models, layers=layers
+    )
 
 
 def _host(hardware: Hardware, catalog: Catalog) -> CostModel | None:

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from simulator.specs import MemroofError
+from simulator.specs.draft_verify_scenario import DraftVerifyScenario
 from simulator.specs.expert_cache_scenario import ExpertCacheScenario
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
+from simulator.specs.neuron_cache_scenario import NeuronCacheScenario
 from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.tiered_step_scenario import TieredStepScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
@@ -22,6 +24,8 @@ METHODS: Mapping[type, str] = {
     MixedStreamScenario: "simulator.offload.mixed_stream",
     ExpertCacheScenario: "simulator.offload.expert_cache",
     TieredStepScenario: "simulator.offload.tiered_step",
+    NeuronCacheScenario: "simulator.offload.neuron_cache",
+    DraftVerifyScenario: "simulator.offload.draft_verify",
 }
 """The package that lowers each kind of offload scenario; imported when it is first needed."""
 

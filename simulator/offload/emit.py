@@ -46,9 +46,8 @@ class Emitter:
         self.number = 0
         """Number of the pass that tasks are added for."""
         several = len(self.ranks) > 1
-        self.gpus = tuple(
-            self.program.stream(f"gpu{tiers.rank}" if several else "gpu") for tiers in self.ranks
-        )
+        names = [f"gpu{tiers.rank}" if several else "gpu" for tiers in self.ranks]
+        self.gpus = tuple(self.program.stream(name) for name in names)
         self.pools: dict[str, Pool] = {}
         """Memories by name, those of accelerators first."""
         for tiers in self.ranks:
@@ -65,7 +64,7 @@ class Emitter:
         """Bytes over each channel; those of several accelerators bear one name, but are each one's own."""
         self.channels = tuple(all_channels(self.ranks) if channels is None else channels)
         self._binding = binding_links(self.channels)
-        self._streams: dict[str, int] = {}
+        self._streams: dict[str, int] = dict(zip(names, self.gpus, strict=True))
         self._links: dict[tuple[str, float], int] = {}
         self._paths: dict[tuple[tuple[str, float], ...], tuple[int, ...]] = {}
         self._priced: dict[tuple[int, int], tuple[float, Rows]] = {}
@@ -129,6 +128,23 @@ class Emitter:
         rate = size / time if size and time else host.channel.rate
         return self.transfer(host.channel, size, rate, "cpu", after, tag, name, "host")
 
+    def stream_work(
+        self,
+        channel: Channel,
+        size: float,
+        rate: float,
+        shares: Rows,
+        queue: str,
+        after: Sequence[int],
+        tag: str,
+        name: str,
+    ) -> int:
+        """Add work of a processor that streams ``size`` bytes over its channel at ``rate`` at most [B/s].
+
+        What else uses the memory's port slows it down; ``shares`` divides its seconds over the columns.
+        """
+        return self._note(self._carry(channel, size, rate, queue, after, tag, name), shares)
+
     def keep(
         self,
         tier: str,
@@ -157,12 +173,23 @@ class Emitter:
         kind: Bottleneck,
     ) -> int:
         """Add a copy over a channel at ``rate`` [B/s] at most, in a queue or in none; its seconds count as bound by ``kind``."""
+        return self._note(self._carry(channel, size, rate, queue, after, tag, name), COPYING[kind])
+
+    def _carry(
+        self,
+        channel: Channel,
+        size: float,
+        rate: float,
+        queue: str,
+        after: Sequence[int],
+        tag: str,
+        name: str,
+    ) -> int:
         self.carry(channel, size)
-        task = self.program.transfer(
+        return self.program.transfer(
             self.path(channel), size, after=self._after(after), latency=channel.latency, max_rate=rate,
             stream=self.stream(queue) if queue else None, tag=tag, name=name,
         )  # fmt: skip
-        return self._note(task, COPYING[kind])
 
     def carry(self, channel: Channel, size: float) -> None:
         """Note bytes that a channel carries."""

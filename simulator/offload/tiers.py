@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, permutations
 
 from simulator.specs import Calibration, Edge, Engine, Hardware, Machine, MemroofError, Processor, Store
@@ -127,6 +127,17 @@ def find_tiers(hardware: Hardware, calibration: Calibration, usable: float, rank
         for source, target in permutations(found, 2)
     }
     return Tiers(pools, channels, host_of(machine, found.get(DRAM, ()), calibration), rank)
+
+
+def limited(tiers: Tiers, machine: str, memory: float | None) -> Tiers:
+    """Return the tiers with less of the accelerator's memory; raises :class:`MemroofError` if that is more than there is."""
+    if memory is None:
+        return tiers
+    pool = tiers.pools[GPU]
+    physical = sum(store.capacity for store in pool.stores)
+    if memory > physical:
+        raise MemroofError(f"memory: {memory / 1e9:g} GB asked for; {machine} has {physical / 1e9:g} GB")
+    return replace(tiers, pools={**tiers.pools, GPU: replace(pool, capacity=memory)})
 
 
 def peer_channel(hardware: Hardware, rank: int, peer: int, calibration: Calibration) -> Channel:

@@ -4,6 +4,7 @@ from simulator.specs.base import Figure, Spec, validate
 from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, HostKernelConstants, OperatorClass
 from simulator.specs.catalog import FOLDERS, Catalog, scenario_with, shipped_root
 from simulator.specs.cluster import Hardware
+from simulator.specs.draft_verify_scenario import DraftVerifyScenario
 from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError
 from simulator.specs.hardware import Cluster, LinkType, MemoryDevice, Network, Node, NumberFormat, Processor
 from simulator.specs.host_compute_scenario import (
@@ -21,6 +22,7 @@ from simulator.specs.mixed_stream_scenario import (
 )
 from simulator.specs.model import LatentAttention, MixtureOfExperts, Model
 from simulator.specs.network import PairRates, Part
+from simulator.specs.neuron_cache_scenario import NeuronCacheScenario
 from simulator.specs.offload_scenario import OffloadScenario
 from simulator.specs.operations import Operations
 from simulator.specs.scenario import Scenario
@@ -36,6 +38,7 @@ __all__ = [
     "Calibration",
     "Catalog",
     "Cluster",
+    "DraftVerifyScenario",
     "Edge",
     "Engine",
     "Figure",
@@ -57,6 +60,7 @@ __all__ = [
     "MixtureOfExperts",
     "Model",
     "Network",
+    "NeuronCacheScenario",
     "Node",
     "NumberFormat",
     "OffloadScenario",

@@ -91,7 +91,8 @@ class Processor(Spec):
     note: str = ""
     compute: Compute
     memory: dict[str, MemoryPort]
-    """Its memories by name, the main one first. A CPU whose DRAM is configured by the node has none."""
+    """Its memories by name, the main one first. A CPU whose DRAM is configured by the node has none, nor has a CPU or NPU that
+    shares the DRAM of a chip's GPU."""
     cache: dict[str, Cache] = {}
     power: Power
     price: Price = Price()
@@ -104,9 +105,9 @@ class Processor(Spec):
 
     @model_validator(mode="after")
     def _formats_exist(self) -> Processor:
-        if self.kind != "cpu" and not self.memory:
+        if self.kind not in ("cpu", "npu") and not self.memory:
             raise PydanticCustomError(
-                "hardware", "memory: a processor that is no CPU needs at least one memory"
+                "hardware", "memory: a processor that is no CPU or NPU needs at least one memory"
             )
         return self
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from simulator.specs.draft_verify_scenario import DraftVerifyScenario
 from simulator.specs.errors import SpecError, did_you_mean
 from simulator.specs.expert_cache_scenario import ExpertCacheScenario
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
+from simulator.specs.neuron_cache_scenario import NeuronCacheScenario
 from simulator.specs.offload_scenario import OffloadScenario
 from simulator.specs.serving_scenario import ServingScenario
 from simulator.specs.source import Document
@@ -24,6 +26,8 @@ OFFLOAD_METHODS: dict[str, type[OffloadScenario]] = {
     "mixed-stream": MixedStreamScenario,
     "expert-cache": ExpertCacheScenario,
     "tiered-step": TieredStepScenario,
+    "neuron-cache": NeuronCacheScenario,
+    "draft-verify": DraftVerifyScenario,
 }
 """By ``strategy.method``; the first is meant where none is named."""
 

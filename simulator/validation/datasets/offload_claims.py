@@ -39,6 +39,9 @@ SYSTEMS: Mapping[str, str] = {
         ),
         "tiered_step_claims",
     ),
+    "LLM in a flash": "on_device_claims",
+    "PowerInfer-2": "on_device_claims",
+    "LLMCad": "on_device_claims",
 }
 """By the name of the system in the file, the module of this package whose ``claim`` reads its rows."""
 UNKNOWN = "system has no scenarios yet"
