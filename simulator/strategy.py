@@ -60,6 +60,11 @@ class Setup:
         return found.name if found else ""
 
     @property
+    def subject(self) -> str:
+        """Name of what is simulated: the model; empty where there is none."""
+        return self.described.name if self.described else ""
+
+    @property
     def model(self) -> Model:
         """The model; raises :class:`MemroofError` where the scenario names none."""
         if self.described is None:

@@ -12,6 +12,7 @@ from simulator.specs.source import Document
 from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.tiered_step_scenario import TieredStepScenario
 from simulator.specs.training_scenario import TrainingScenario
+from simulator.specs.waterfall_scenario import WaterfallScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 
 Scenario = TrainingScenario | ServingScenario | OffloadScenario
@@ -24,6 +25,7 @@ OFFLOAD_METHODS: dict[str, type[OffloadScenario]] = {
     "mixed-stream": MixedStreamScenario,
     "expert-cache": ExpertCacheScenario,
     "tiered-step": TieredStepScenario,
+    "waterfall": WaterfallScenario,
 }
 """By ``strategy.method``; the first is meant where none is named."""
 

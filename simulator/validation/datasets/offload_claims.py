@@ -39,6 +39,7 @@ SYSTEMS: Mapping[str, str] = {
         ),
         "tiered_step_claims",
     ),
+    "FuseMax": "fusemax",
 }
 """By the name of the system in the file, the module of this package whose ``claim`` reads its rows."""
 UNKNOWN = "system has no scenarios yet"
