@@ -23,6 +23,7 @@ from simulator.specs import (
     Scenario,
     Span,
 )
+from simulator.specs import Calibration, Graph, Hardware, MemroofError, Model, OperatorClass, Scenario, Span
 
 Bottleneck = Literal[
     "compute", "memory", "tensor-parallel link", "context-parallel link", "expert-parallel link", "network", "host link",
@@ -58,11 +59,14 @@ class Setup:
         """Name of what is simulated: the model, or its measured layers; empty where there is neither."""
         found = self.described or self.layers
         return found.name if found else ""
+    graph: Graph | None = None
+    """The graph that the scenario names, where its work is a graph network's."""
 
     @property
     def subject(self) -> str:
-        """Name of what is simulated: the model; empty where there is none."""
-        return self.described.name if self.described else ""
+        """Name of what is simulated: the model, or the graph; empty where there is neither."""
+        found = self.described or self.graph
+        return found.name if found else ""
 
     @property
     def model(self) -> Model:

@@ -12,6 +12,7 @@ from simulator.cost import CostModel
 from simulator.specs import (
     Calibration,
     Catalog,
+    FeatureGatherScenario,
     Hardware,
     MeasuredTable,
     MemroofError,
@@ -77,6 +78,9 @@ def _host(hardware: Hardware, catalog: Catalog) -> CostModel | None:
         return None
     bandwidth = machine.store(engine.memory).read.bandwidth
     return CostModel(engine.device, catalog.calibration(engine.device), bandwidth, sustained=True)
+    return Setup(checked, model, hardware, first[1], dict(others), pools, layers=layers)
+    graph = catalog.graph(checked.workload.graph) if isinstance(checked, FeatureGatherScenario) else None
+    return Setup(checked, model, hardware, first[1], dict(others), _pools(checked, catalog), graph=graph)
 
 
 def _pools(scenario: Scenario, catalog: Catalog) -> tuple[tuple[Hardware, CostModel] | None, ...]:

@@ -15,6 +15,8 @@ _KINDS = {
     **{f"{kind}s": kind for kind in ("device", "link", "node", "cluster", "model")},
     "layers": "layers",
     **{f"{kind}s": kind for kind in ("scenario", "calibration")},
+    f"{kind}s": kind
+    for kind in ("device", "link", "node", "cluster", "model", "graph", "scenario", "calibration")
 }
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from simulator.specs import Catalog
 
 _KINDS = ("device", "link", "node", "cluster", "model", "layers", "scenario", "calibration")
+_KINDS = ("device", "link", "node", "cluster", "model", "graph", "scenario", "calibration")
 
 
 @click.command("show")

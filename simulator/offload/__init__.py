@@ -12,6 +12,7 @@ from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
 from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.tiered_step_scenario import TieredStepScenario
+from simulator.specs.feature_gather_scenario import FeatureGatherScenario
 from simulator.specs.waterfall_scenario import WaterfallScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 from simulator.strategy import Outcome, Remedy, Setup, Strategy
@@ -24,6 +25,7 @@ METHODS: Mapping[type, str] = {
     ExpertCacheScenario: "simulator.offload.expert_cache",
     TieredStepScenario: "simulator.offload.tiered_step",
     WaterfallScenario: "simulator.offload.waterfall",
+    FeatureGatherScenario: "simulator.offload.feature_gather",
 }
 """The package that lowers each kind of offload scenario; imported when it is first needed."""
 

@@ -56,6 +56,7 @@ def entry(catalog: Catalog, kind: str, name: str) -> Any:
         "cluster": catalog.cluster,
         "model": catalog.model,
         "layers": catalog.layers,
+        "graph": catalog.graph,
         "scenario": catalog.scenario,
         "calibration": lambda stem: _calibration(catalog, stem),
     }

@@ -5,6 +5,8 @@ from simulator.specs.calibration import OPERATOR_CLASSES, Calibration, HostKerne
 from simulator.specs.catalog import FOLDERS, Catalog, scenario_with, shipped_root
 from simulator.specs.cluster import Hardware
 from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError
+from simulator.specs.feature_gather_scenario import FeatureGatherScenario
+from simulator.specs.graph import Graph
 from simulator.specs.hardware import Cluster, LinkType, MemoryDevice, Network, Node, NumberFormat, Processor
 from simulator.specs.host_compute_scenario import (
     HostComputeScenario,
@@ -28,6 +30,7 @@ from simulator.specs.serving_scenario import ServiceObjective, ServingScenario, 
 from simulator.specs.serving_workload import ServingWorkload
 from simulator.specs.task_packs_scenario import TaskPacksScenario, TaskPacksStrategy
 from simulator.specs.training_scenario import TrainingScenario, TrainingStrategy, TrainingWorkload
+from simulator.specs.waterfall_scenario import WaterfallScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario, ZigzagStrategy, ZigzagWorkload
 
 __all__ = [
@@ -38,7 +41,9 @@ __all__ = [
     "Cluster",
     "Edge",
     "Engine",
+    "FeatureGatherScenario",
     "Figure",
+    "Graph",
     "Hardware",
     "HostComputeScenario",
     "HostComputeStrategy",
@@ -83,6 +88,7 @@ __all__ = [
     "TrainingStrategy",
     "TrainingWorkload",
     "UnknownNameError",
+    "WaterfallScenario",
     "ZigzagScenario",
     "ZigzagStrategy",
     "ZigzagWorkload",

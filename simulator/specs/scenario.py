@@ -6,6 +6,7 @@ from simulator.specs.errors import SpecError, did_you_mean
 from simulator.specs.expert_cache_scenario import ExpertCacheScenario
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
+from simulator.specs.feature_gather_scenario import FeatureGatherScenario
 from simulator.specs.offload_scenario import OffloadScenario
 from simulator.specs.serving_scenario import ServingScenario
 from simulator.specs.source import Document
@@ -26,6 +27,7 @@ OFFLOAD_METHODS: dict[str, type[OffloadScenario]] = {
     "expert-cache": ExpertCacheScenario,
     "tiered-step": TieredStepScenario,
     "waterfall": WaterfallScenario,
+    "feature-gather": FeatureGatherScenario,
 }
 """By ``strategy.method``; the first is meant where none is named."""
 

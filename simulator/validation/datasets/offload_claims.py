@@ -40,6 +40,8 @@ SYSTEMS: Mapping[str, str] = {
         "tiered_step_claims",
     ),
     "FuseMax": "fusemax",
+    "PyTorch-Direct (VLDB)": "graph_claims",
+    "Data Tiering": "graph_claims",
 }
 """By the name of the system in the file, the module of this package whose ``claim`` reads its rows."""
 UNKNOWN = "system has no scenarios yet"

@@ -122,7 +122,7 @@ def test_an_accelerator_has_memory_and_known_links(name: str) -> None:
 def test_dram_of_a_cpu_belongs_to_the_node(name: str) -> None:
     device = CATALOG.processor(name)
     assert device.memory == {}
-    assert device.memory_channels in {2, 6, 8, 12} or name == "grace"
+    assert device.memory_channels in {2, 4, 6, 8, 12} or name == "grace"
     assert device.compute.vector["fp32"] == pytest.approx(2 * device.compute.vector["fp64"], rel=0.01)
 
 
@@ -146,7 +146,7 @@ LANES = {
     "m2-max": 128, "m2-ultra": 128,
     "xeon-8168": 32, "xeon-skylake-gcp": 32, "xeon-8380": 32, "xeon-gold-5320": 32, "xeon-silver-4310": 32, "xeon-8480-plus": 32,
     "xeon-8480c": 32, "xeon-8570": 32, "epyc-7702": 16, "epyc-7742": 16, "epyc-9654": 16,
-    "threadripper-pro-5975wx": 16, "grace": 16,
+    "threadripper-pro-5975wx": 16, "threadripper-3960x": 16, "grace": 16,
 }  # fmt: skip
 
 
