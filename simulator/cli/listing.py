@@ -29,6 +29,8 @@ def command(kind: str | None, paths: tuple[Path, ...], as_json: bool) -> int:
 
     KIND is one of devices, links, nodes, clusters, models, layers, scenarios, calibrations; without it the counts
     of all and the scenarios are shown.
+    KIND is one of devices, links, nodes, clusters, models, graphs, scenarios, calibrations; without it the counts of all
+    and the scenarios are shown.
     """
     from simulator.report.layout import columns
     from simulator.specs import MemroofError

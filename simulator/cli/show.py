@@ -25,6 +25,7 @@ def command(names: tuple[str, ...], paths: tuple[Path, ...], as_json: bool) -> N
     """Show one entry of the catalog: its figures with their sources, and what follows from them.
 
     KIND (device, link, node, cluster, model, layers, scenario, calibration) is needed only where a name stands for several.
+    KIND (device, link, node, cluster, model, graph, scenario, calibration) is needed only where a name stands for several.
     """
     from simulator.report.facts import derived, entry
     from simulator.report.layout import columns

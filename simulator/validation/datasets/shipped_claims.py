@@ -11,8 +11,8 @@ from simulator.validation.datasets.claim import Claim, figure
 from simulator.validation.datasets.runs import Content
 
 SCENARIOS: Mapping[tuple[str, str], tuple[str, str]] = {
-    ("PyTorch-Direct (VLDB)", "speedup over conventional transfer, low"): ("large-gcn2021/ogbn-papers100m", "speedup"),
-    ("PyTorch-Direct (VLDB)", "speedup over conventional transfer, high"): ("large-gcn2021/ogbn-products", "speedup"),
+    ("PyTorch-Direct (VLDB)", "speedup over conventional transfer, low"): ("large-gcn2021/2gpu-ogbn-papers100m", "speedup"),
+    ("PyTorch-Direct (VLDB)", "speedup over conventional transfer, high"): ("large-gcn2021/2gpu-ogbn-products", "speedup"),
     ("Data Tiering", "CPU-GPU traffic reduction low"): ("data-tiering2021/papers100m-tenth", "traffic_reduction"),
     ("Data Tiering", "CPU-GPU traffic reduction high"): ("data-tiering2021/papers100m-fill", "traffic_reduction"),
     ("Data Tiering", "training speedup low"): ("data-tiering2021/papers100m-tenth", "speedup"),
