@@ -13,6 +13,7 @@ from simulator.specs.mixed_stream_scenario import MixedStreamScenario
 from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.tiered_step_scenario import TieredStepScenario
 from simulator.specs.feature_gather_scenario import FeatureGatherScenario
+from simulator.specs.stream_decode_scenario import StreamDecodeScenario
 from simulator.specs.waterfall_scenario import WaterfallScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 from simulator.strategy import Outcome, Remedy, Setup, Strategy
@@ -25,6 +26,7 @@ METHODS: Mapping[type, str] = {
     ExpertCacheScenario: "simulator.offload.expert_cache",
     TieredStepScenario: "simulator.offload.tiered_step",
     WaterfallScenario: "simulator.offload.waterfall",
+    StreamDecodeScenario: "simulator.offload.stream_decode",
     FeatureGatherScenario: "simulator.offload.feature_gather",
 }
 """The package that lowers each kind of offload scenario; imported when it is first needed."""

@@ -12,6 +12,7 @@ from simulator.specs.serving_scenario import ServingScenario
 from simulator.specs.source import Document
 from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.tiered_step_scenario import TieredStepScenario
+from simulator.specs.stream_decode_scenario import StreamDecodeScenario
 from simulator.specs.training_scenario import TrainingScenario
 from simulator.specs.waterfall_scenario import WaterfallScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
@@ -27,6 +28,7 @@ OFFLOAD_METHODS: dict[str, type[OffloadScenario]] = {
     "expert-cache": ExpertCacheScenario,
     "tiered-step": TieredStepScenario,
     "waterfall": WaterfallScenario,
+    "stream-decode": StreamDecodeScenario,
     "feature-gather": FeatureGatherScenario,
 }
 """By ``strategy.method``; the first is meant where none is named."""

@@ -40,8 +40,10 @@ SYSTEMS: Mapping[str, str] = {
         "tiered_step_claims",
     ),
     "FuseMax": "fusemax",
-    "PyTorch-Direct (VLDB)": "graph_claims",
-    "Data Tiering": "graph_claims",
+    "PyTorch-Direct (VLDB)": "shipped_claims",
+    "Data Tiering": "shipped_claims",
+    "InfLLM": "shipped_claims",
+    "FlightLLM": "shipped_claims",
 }
 """By the name of the system in the file, the module of this package whose ``claim`` reads its rows."""
 UNKNOWN = "system has no scenarios yet"
