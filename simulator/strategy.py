@@ -15,6 +15,7 @@ from simulator.engine import Timeline
 from simulator.graph import Axis, ModelGraph
 from simulator.specs import (
     Calibration,
+    Graph,
     Hardware,
     MeasuredLayers,
     MemroofError,
@@ -23,7 +24,6 @@ from simulator.specs import (
     Scenario,
     Span,
 )
-from simulator.specs import Calibration, Graph, Hardware, MemroofError, Model, OperatorClass, Scenario, Span
 
 Bottleneck = Literal[
     "compute", "memory", "tensor-parallel link", "context-parallel link", "expert-parallel link", "network", "host link",
@@ -51,21 +51,15 @@ class Setup:
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """Prices that were worked out, which runs of setups made from this one take over; nothing else is kept here."""
 
+    graph: Graph | None = None
+    """The graph that the scenario names, where its work is a graph network's."""
     layers: MeasuredLayers | None = None
     """Measured layers that the scenario names in place of a model."""
 
     @property
     def subject(self) -> str:
-        """Name of what is simulated: the model, or its measured layers; empty where there is neither."""
-        found = self.described or self.layers
-        return found.name if found else ""
-    graph: Graph | None = None
-    """The graph that the scenario names, where its work is a graph network's."""
-
-    @property
-    def subject(self) -> str:
-        """Name of what is simulated: the model, or the graph; empty where there is neither."""
-        found = self.described or self.graph
+        """Name of what is simulated: the model, its measured layers or the graph; empty where there is none."""
+        found = self.described or self.layers or self.graph
         return found.name if found else ""
 
     @property

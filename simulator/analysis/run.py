@@ -80,7 +80,7 @@ def _host(hardware: Hardware, catalog: Catalog) -> CostModel | None:
     return CostModel(engine.device, catalog.calibration(engine.device), bandwidth, sustained=True)
     return Setup(checked, model, hardware, first[1], dict(others), pools, layers=layers)
     graph = catalog.graph(checked.workload.graph) if isinstance(checked, FeatureGatherScenario) else None
-    return Setup(checked, model, hardware, first[1], dict(others), _pools(checked, catalog), graph=graph)
+    return Setup(checked, model, hardware, first[1], dict(others), pools, layers=layers, graph=graph)
 
 
 def _pools(scenario: Scenario, catalog: Catalog) -> tuple[tuple[Hardware, CostModel] | None, ...]:

@@ -111,6 +111,7 @@ def derived(catalog: Catalog, kind: str, name: str) -> list[Fact]:
             Fact(
                 "largest_backward", "largest micro-batch backward", item.micro_batches.backward[-1], "count"
             ),
+        ]
     if isinstance(item, Graph):
         return [
             Fact("mean_degree", "edges of a node, mean", item.edges / item.nodes, "count"),

@@ -188,6 +188,7 @@ class Catalog:
         if name.endswith((".yaml", ".yml")):
             return validate(read_document(Path(name)), MeasuredLayers)
         return self._checked("layers", name, MeasuredLayers)
+
     def graph(self, name: str) -> Graph:
         """Return a graph by name, or read one from a path that ends in ``.yaml``."""
         if name.endswith((".yaml", ".yml")):
