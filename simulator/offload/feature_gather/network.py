@@ -16,9 +16,9 @@ from simulator.specs.feature_gather_scenario import FeatureGatherWorkload
 
 ALONE: Mapping[Axis, Span] = {"tensor": Span(()), "expert": Span(())}
 LAYER_OPERATORS = 30
-"""Kernels of a layer, counted from what DGL's SAGEConv and GraphConv call. Forward 12: rows of the targets, message passing
-(degrees, cleared sums, sum, division), products with bias and their sum, activation, dropout. Backward 18: two of each
-product, one of the others."""
+"""Kernels of a layer as DGL's SAGEConv and GraphConv call them (from memory, unverified). Forward 12: rows of the targets,
+message passing (degrees, cleared sums, sum, division), products with bias and their sum, activation, dropout. Backward 18: two
+of each product, one of the others."""
 UPDATE_OPERATORS = 9
 """Of each parameter tensor in each step: gradient cleared, and the eight of an Adam that is not fused (PyTorch 1.8: two
 moments, two operators each; root, correction, epsilon, update)."""

@@ -63,10 +63,12 @@ def test_no_token_beats_the_memory_or_the_units(bits: float, efficiency: float) 
     assert found["memory_utilisation"].value <= efficiency * (1 + 1e-9)
 
 
-def test_the_published_boards() -> None:
-    for name in ("u280", "vhk158"):
-        result = run(f"published/flightllm2024/{name}", catalog=CATALOG)
-        assert result.fits and all(check.ok for check in result.expectations)
+def test_bits_chosen_on_one_board_hold_on_the_other() -> None:
+    chosen = run("published/flightllm2024/u280", catalog=CATALOG)
+    assert chosen.fits and not chosen.expectations
+    assert chosen.outcome.metrics["decode_throughput"].value == pytest.approx(55, rel=0.02)
+    judged = run("published/flightllm2024/vhk158", catalog=CATALOG)
+    assert judged.fits and [check.ok for check in judged.expectations] == [True]
 
 
 def test_weights_that_exceed_the_memory() -> None:
