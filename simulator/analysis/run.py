@@ -67,7 +67,10 @@ def load(
     layers = catalog.layers(named) if named else None
     pools = _pools(checked, catalog)
     host = _host(hardware, catalog) if checked.kind == "offload" else None
-    return Setup(checked, model, hardware, first[1], dict(others), pools, host=host, layers=layers)
+    graph = catalog.graph(checked.workload.graph) if isinstance(checked, FeatureGatherScenario) else None
+    return Setup(
+        checked, model, hardware, first[1], dict(others), pools, host=host, layers=layers, graph=graph
+    )
 
 
 def _host(hardware: Hardware, catalog: Catalog) -> CostModel | None:
@@ -78,9 +81,6 @@ def _host(hardware: Hardware, catalog: Catalog) -> CostModel | None:
         return None
     bandwidth = machine.store(engine.memory).read.bandwidth
     return CostModel(engine.device, catalog.calibration(engine.device), bandwidth, sustained=True)
-    return Setup(checked, model, hardware, first[1], dict(others), pools, layers=layers)
-    graph = catalog.graph(checked.workload.graph) if isinstance(checked, FeatureGatherScenario) else None
-    return Setup(checked, model, hardware, first[1], dict(others), pools, layers=layers, graph=graph)
 
 
 def _pools(scenario: Scenario, catalog: Catalog) -> tuple[tuple[Hardware, CostModel] | None, ...]:

@@ -8,6 +8,7 @@ from typing import cast
 
 from simulator.specs import MemroofError
 from simulator.specs.expert_cache_scenario import ExpertCacheScenario
+from simulator.specs.feature_gather_scenario import FeatureGatherScenario
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
 from simulator.specs.task_packs_scenario import TaskPacksScenario

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from simulator.specs.errors import SpecError, did_you_mean
 from simulator.specs.expert_cache_scenario import ExpertCacheScenario
+from simulator.specs.feature_gather_scenario import FeatureGatherScenario
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
-from simulator.specs.feature_gather_scenario import FeatureGatherScenario
 from simulator.specs.offload_scenario import OffloadScenario
 from simulator.specs.serving_scenario import ServingScenario
 from simulator.specs.source import Document
