@@ -11,11 +11,9 @@ from simulator.specs.expert_cache_scenario import ExpertCacheScenario
 from simulator.specs.feature_gather_scenario import FeatureGatherScenario
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
-from simulator.specs.task_packs_scenario import TaskPacksScenario
-from simulator.specs.tiered_step_scenario import TieredStepScenario
-from simulator.specs.feature_gather_scenario import FeatureGatherScenario
 from simulator.specs.stream_decode_scenario import StreamDecodeScenario
 from simulator.specs.task_packs_scenario import TaskPacksScenario
+from simulator.specs.tiered_step_scenario import TieredStepScenario
 from simulator.specs.waterfall_scenario import WaterfallScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 from simulator.strategy import Outcome, Remedy, Setup, Strategy

@@ -10,10 +10,9 @@ from simulator.specs.mixed_stream_scenario import MixedStreamScenario
 from simulator.specs.offload_scenario import OffloadScenario
 from simulator.specs.serving_scenario import ServingScenario
 from simulator.specs.source import Document
-from simulator.specs.task_packs_scenario import TaskPacksScenario
-from simulator.specs.tiered_step_scenario import TieredStepScenario
 from simulator.specs.stream_decode_scenario import StreamDecodeScenario
 from simulator.specs.task_packs_scenario import TaskPacksScenario
+from simulator.specs.tiered_step_scenario import TieredStepScenario
 from simulator.specs.training_scenario import TrainingScenario
 from simulator.specs.waterfall_scenario import WaterfallScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
