@@ -15,6 +15,7 @@ from simulator.engine import Timeline
 from simulator.graph import Axis, ModelGraph
 from simulator.specs import (
     Calibration,
+    Graph,
     Hardware,
     MeasuredLayers,
     MemroofError,
@@ -51,13 +52,15 @@ class Setup:
     """Prices that were worked out, which runs of setups made from this one take over; nothing else is kept here."""
     models: Mapping[str, Model] = field(default_factory=dict)
     """Further models that the scenario names: a draft."""
+    graph: Graph | None = None
+    """The graph that the scenario names, where its work is a graph network's."""
     layers: MeasuredLayers | None = None
     """Measured layers that the scenario names in place of a model."""
 
     @property
     def subject(self) -> str:
-        """Name of what is simulated: the model, or its measured layers; empty where there is neither."""
-        found = self.described or self.layers
+        """Name of what is simulated: the model, its measured layers or the graph; empty where there is none."""
+        found = self.described or self.layers or self.graph
         return found.name if found else ""
 
     @property

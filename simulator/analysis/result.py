@@ -169,7 +169,7 @@ class Result:
     def sources(self) -> tuple[str, ...]:
         """Data sheets, configurations, papers and constants that the answer rests on."""
         setup = self.setup
-        described = [item.source for item in (setup.described, setup.layers) if item]
+        described = [item.source for item in (setup.described, setup.layers, setup.graph) if item]
         network = [link.source for _, link in setup.hardware.network] if setup.hardware.nodes > 1 else []
         node = setup.hardware.machine.node
         found = [

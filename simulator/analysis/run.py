@@ -12,6 +12,7 @@ from simulator.cost import CostModel
 from simulator.specs import (
     Calibration,
     Catalog,
+    FeatureGatherScenario,
     Hardware,
     MeasuredTable,
     MemroofError,
@@ -69,8 +70,18 @@ def load(
     host = _host(hardware, catalog) if checked.kind == "offload" else None
     further = checked.further_models if isinstance(checked, OffloadScenario) else ()
     models = {name: catalog.model(name) for name in further}
+    graph = catalog.graph(checked.workload.graph) if isinstance(checked, FeatureGatherScenario) else None
     return Setup(
-        checked, model, hardware, first[1], dict(others), pools, host=host, models=models, layers=layers
+        checked,
+        model,
+        hardware,
+        first[1],
+        dict(others),
+        pools,
+        host=host,
+        models=models,
+        layers=layers,
+        graph=graph,
     )
 
 

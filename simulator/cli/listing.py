@@ -14,7 +14,7 @@ from simulator.cli.output import note, print_json, print_lines
 _KINDS = {
     **{f"{kind}s": kind for kind in ("device", "link", "node", "cluster", "model")},
     "layers": "layers",
-    **{f"{kind}s": kind for kind in ("scenario", "calibration")},
+    **{f"{kind}s": kind for kind in ("graph", "scenario", "calibration")},
 }
 
 
@@ -25,8 +25,8 @@ _KINDS = {
 def command(kind: str | None, paths: tuple[Path, ...], as_json: bool) -> int:
     """List what memroof knows, one line an entry.
 
-    KIND is one of devices, links, nodes, clusters, models, layers, scenarios, calibrations; without it the counts
-    of all and the scenarios are shown.
+    KIND is one of devices, links, nodes, clusters, models, layers, graphs, scenarios, calibrations; without it the
+    counts of all and the scenarios are shown.
     """
     from simulator.report.layout import columns
     from simulator.specs import MemroofError

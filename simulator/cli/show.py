@@ -13,7 +13,7 @@ from simulator.cli.output import print_json, print_lines
 if TYPE_CHECKING:
     from simulator.specs import Catalog
 
-_KINDS = ("device", "link", "node", "cluster", "model", "layers", "scenario", "calibration")
+_KINDS = ("device", "link", "node", "cluster", "model", "layers", "graph", "scenario", "calibration")
 
 
 @click.command("show")
@@ -23,7 +23,8 @@ _KINDS = ("device", "link", "node", "cluster", "model", "layers", "scenario", "c
 def command(names: tuple[str, ...], paths: tuple[Path, ...], as_json: bool) -> None:
     """Show one entry of the catalog: its figures with their sources, and what follows from them.
 
-    KIND (device, link, node, cluster, model, layers, scenario, calibration) is needed only where a name stands for several.
+    KIND (device, link, node, cluster, model, layers, graph, scenario, calibration) is needed only where a name stands
+    for several.
     """
     from simulator.report.facts import derived, entry
     from simulator.report.layout import columns

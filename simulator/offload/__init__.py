@@ -9,11 +9,14 @@ from typing import cast
 from simulator.specs import MemroofError
 from simulator.specs.draft_verify_scenario import DraftVerifyScenario
 from simulator.specs.expert_cache_scenario import ExpertCacheScenario
+from simulator.specs.feature_gather_scenario import FeatureGatherScenario
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
 from simulator.specs.neuron_cache_scenario import NeuronCacheScenario
+from simulator.specs.stream_decode_scenario import StreamDecodeScenario
 from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.tiered_step_scenario import TieredStepScenario
+from simulator.specs.waterfall_scenario import WaterfallScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 from simulator.strategy import Outcome, Remedy, Setup, Strategy
 
@@ -26,6 +29,9 @@ METHODS: Mapping[type, str] = {
     TieredStepScenario: "simulator.offload.tiered_step",
     NeuronCacheScenario: "simulator.offload.neuron_cache",
     DraftVerifyScenario: "simulator.offload.draft_verify",
+    WaterfallScenario: "simulator.offload.waterfall",
+    StreamDecodeScenario: "simulator.offload.stream_decode",
+    FeatureGatherScenario: "simulator.offload.feature_gather",
 }
 """The package that lowers each kind of offload scenario; imported when it is first needed."""
 

@@ -12,6 +12,7 @@ from simulator.specs import (
     Calibration,
     Catalog,
     Cluster,
+    Graph,
     LinkType,
     Machine,
     MeasuredLayers,
@@ -56,6 +57,7 @@ def entry(catalog: Catalog, kind: str, name: str) -> Any:
         "cluster": catalog.cluster,
         "model": catalog.model,
         "layers": catalog.layers,
+        "graph": catalog.graph,
         "scenario": catalog.scenario,
         "calibration": lambda stem: _calibration(catalog, stem),
     }
@@ -82,6 +84,9 @@ def one_line(catalog: Catalog, kind: str, name: str) -> tuple[str, ...]:
     if isinstance(item, MeasuredLayers):
         count, weights = _layer_sums(item)
         return name, f"{count} layers", quantity(weights, "bytes"), f"measured on {item.device}"
+    if isinstance(item, Graph):
+        counts = (f"{item.nodes:,} nodes", f"{item.edges:,} edges")
+        return name, *counts, f"{item.features} features", f"{item.train_nodes:,} for training"
     if isinstance(item, Calibration):
         return name, shorten(item.source, _LINE, placeholder=" ...")
     return _scenario_cells(name, item)
@@ -106,6 +111,11 @@ def derived(catalog: Catalog, kind: str, name: str) -> list[Fact]:
             Fact(
                 "largest_backward", "largest micro-batch backward", item.micro_batches.backward[-1], "count"
             ),
+        ]
+    if isinstance(item, Graph):
+        return [
+            Fact("mean_degree", "edges of a node, mean", item.edges / item.nodes, "count"),
+            Fact("feature_bytes", "features in 32 bits", 4.0 * item.features * item.nodes, "bytes"),
         ]
     if isinstance(item, Node):
         return _machine_facts(catalog.machine(item.name))

@@ -8,6 +8,7 @@ from typing import TypedDict
 import numpy as np
 
 from simulator.graph import ModelGraph
+from simulator.serving.joined_cache import JoinedCache
 from simulator.serving.kv_cache import ContiguousCache, KVCache, PagedCache, VirtualCache, layer_groups
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.prefixes import own_texts
@@ -61,6 +62,8 @@ def make_cache(strategy: ServingStrategy, model: Model, graph: ModelGraph, room:
     if strategy.kv_layout == "contiguous":
         reserved = strategy.reserved_tokens or model.max_position_embeddings
         return ContiguousCache(groups, reserved, room)
+    if strategy.kv_layout == "joined":
+        return JoinedCache(groups, room)
     if strategy.kv_layout == "virtual":
         page = float(strategy.page_size or PAGE)
         if not SMALLEST_PAGE <= page <= LARGEST_PAGE or page % SMALLEST_PAGE:

@@ -2,7 +2,8 @@
 
 *Paged*: blocks of tokens in all layers (Kwon et al. 2023, section 4). *Contiguous*: every request reserves the longest
 sequence, as before paging. *Virtual*: contiguous addresses, whose physical pages are mapped as a sequence grows (Prabhu et
-al. 2024, section 5): each page is of one tensor, the keys or the values of a layer.
+al. 2024, section 5): each page is of one tensor, the keys or the values of a layer. *Joined*: see
+:mod:`simulator.serving.joined_cache`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,14 @@ from simulator.serving.workload import Floats, Integers
 from simulator.specs import Model
 from simulator.specs.serving_techniques import BlockRetrieval, Rematerialization
 
+SCORE_WRITES = 6.0
+"""By the product, a mask, the scaling, the joining of both parts, the softmax and a second mask (InfLLM's repository,
+multi-stage attention of plain tensor operations)."""
+SCORE_READS = 6.5
+"""By all of these but the product, by the product with the values, and, of the window's scores, by the sum that chooses what
+stands for a block: about half."""
+SCORE_KERNELS = 12
+
 
 @dataclass(frozen=True)
 class RematerializedKeys:
@@ -69,6 +77,7 @@ class RetrievedBlocks:
     kv_width: float
     """Elements of keys and values of a position in one layer, on the rank."""
     kv_bytes: float
+    activation_bytes: float
     dram: Tier
 
     def decode(self, contexts: Integers, steps: int, queries: int) -> tuple[tuple[int, Floats], ...]:
@@ -82,7 +91,10 @@ class RetrievedBlocks:
         """Choices of each block of queries of the prompts, and of each decode."""
         ends, decodes = self._distant(cached + new), self._distant(contexts + 1.0)
         choices = np.ceil(new / self.retrieval.query_block)
-        account = charge(self.cost, self._scores(float((ends * choices).sum() + decodes.sum())))
+        works = self._scores(float((ends * choices).sum() + decodes.sum()))
+        if not self.retrieval.fused and new.sum():
+            works.append((self._plain_attention(new, cached), float(self.layers)))
+        account = charge(self.cost, works)
         account[FETCH] += float(self._fetched(ends, choices).sum() + self._fetched(decodes, 1.0).sum())
         return account
 
@@ -99,6 +111,20 @@ class RetrievedBlocks:
         kernels: Any = np.where(np.asarray(keys) > 0.0, 1.0, 0.0)
         scored = Elementwise(keys * width * self.kv_bytes, 4.0 * keys, flops, kernels=kernels)
         return [(scored, float(self.layers))]
+
+    def _plain_attention(self, new: Any, cached: Any) -> Elementwise:
+        """Traffic of scores that go through memory: those of each block of queries with the keys before it.
+
+        The window and what is retrieved are two products, joined before their softmax, so that each score is accessed
+        `SCORE_READS` and `SCORE_WRITES` times.
+        """
+        r = self.retrieval
+        ends = np.asarray(cached + new, float)
+        near = np.minimum(ends, float(r.window + r.query_block))
+        far = np.minimum(np.maximum(ends - r.window, 0.0), float(r.sinks + r.blocks * r.block))
+        scores = self.heads * float((new * (near + far)).sum()) * self.activation_bytes
+        blocks = float(np.ceil(new / r.query_block).sum())
+        return Elementwise(SCORE_READS * scores, SCORE_WRITES * scores, kernels=SCORE_KERNELS * blocks)
 
     def _fetched(self, distant: Any, choices: Any) -> Any:
         r = self.retrieval

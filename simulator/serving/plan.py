@@ -239,7 +239,10 @@ def _numerics(strategy: ServingStrategy) -> Numerics:
 def check_lengths(requests: Requests, strategy: ServingStrategy, model: Model) -> None:
     """Refuse requests that are longer than the model's positions, or than what the strategy can hold at once."""
     longest = requests.longest + 1
-    if longest > model.max_position_embeddings:
+    retrieved = strategy.block_retrieval
+    # distant blocks are all at one distance, so that no more positions are told apart than are seen at once
+    seen = retrieved.positions if retrieved else longest
+    if min(longest, seen) > model.max_position_embeddings:
         raise MemroofError(
             f"a request of {longest} tokens exceeds the {model.max_position_embeddings} positions of {model.name}; "
             "lower the lengths or give them a 'maximum'"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from simulator.cost import peak_flops, relative_error
 from simulator.graph import Shape, build
 from simulator.serving.accounts import Account
 from simulator.serving.cache_metrics import cache_metrics, class_metrics
+from simulator.serving.joined_cache import JoinedCache
 from simulator.serving.metrics import (
     ITERATION_SPREAD,
     QUEUE_SPREAD,
@@ -147,6 +150,9 @@ def _metrics(
     )
     flops = account.flops / account.seconds / peak_flops(setup.cost.device, plan.pricer.numerics.compute)
     traffic = account.traffic / account.seconds / setup.hardware.memory.read.bandwidth
+    metrics["gpu_memory"] = Metric(
+        "accelerator memory taken, at most", _taken(setup, plan, served), "bytes", better="lower"
+    )
     metrics["mfu"] = Metric("model FLOPs utilisation while busy", flops, "fraction", run, "higher")
     metrics["mbu"] = Metric("memory bandwidth utilisation while busy", traffic, "fraction", run, "higher")
     if not (served.requests.offline or served.requests.closed):
@@ -157,6 +163,16 @@ def _metrics(
             "queue grows without bound (1: yes)", float(saturated(served)), "count", 0.0, "lower"
         )
     return metrics
+
+
+def _taken(setup: Setup, plan: ReplicaPlan, served: Served) -> float:
+    """Bytes that a tool that reads the device's memory sees: more than is in use where an allocator keeps what was freed [B]."""
+    peak = served.timeline.ledger.peak(setup.hardware.memory.name).bytes
+    if not isinstance(plan.cache, JoinedCache):
+        return peak
+    together = np.sort(plan.requests.prompt)[-plan.policy.max_batch :]
+    kept = plan.cache.taken(together.tolist(), float(plan.strategy.max_batched_tokens))
+    return min(plan.usable, max(peak, sum(plan.resident.values()) + kept))
 
 
 def _memory(setup: Setup, plan: ReplicaPlan, served: Served) -> MemoryUse:

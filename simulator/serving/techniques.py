@@ -12,6 +12,7 @@ from simulator.graph import ModelGraph, Numerics
 from simulator.serving.adapters import ExpertVariants, expert_variants, low_rank
 from simulator.serving.encoders import EncoderPass, beside, compressed
 from simulator.serving.extras import ExtendedPricer, Extra
+from simulator.serving.joined_cache import Joins
 from simulator.serving.kv_cache import layer_groups
 from simulator.serving.kv_compression import CacheChange, cache_numerics, change_of
 from simulator.serving.kv_work import RematerializedKeys, RetrievedBlocks
@@ -20,6 +21,7 @@ from simulator.serving.quantisation import SCHEMES, Scheme, quantised
 from simulator.serving.speculative import Drafter, SpeculativePricer, joined_graph, level_nodes
 from simulator.serving.step_time import StepPricer
 from simulator.serving.tiers import Tier, find_tier
+from simulator.serving.whole_logits import WholeLogits
 from simulator.serving.workload import Requests
 from simulator.specs import Hardware, MemroofError, Model, ServingStrategy
 from simulator.specs.serving_techniques import BlockRetrieval, SmallModel
@@ -159,6 +161,12 @@ def make_techniques(
         extras.append(RematerializedKeys(remat, model, layout.tensor, numerics, cost, strategy.kv_group))
     if strategy.block_retrieval is not None:
         extras.append(_retrieval(strategy.block_retrieval, setup, layout, graph, dram()))
+    if strategy.kv_layout == "joined":
+        extras.append(Joins(layer_groups(graph, 1 if model.mla is not None else 2), cost))
+    if strategy.logits == "all":
+        whole_logits = WholeLogits(model, layout.tensor, numerics, cost)
+        extras.append(whole_logits)
+        resident["logits"] = whole_logits.resident_bytes(strategy.max_batched_tokens)
     priced = ExtendedPricer(pricer, extras) if extras else pricer
     if strategy.speculation is None:
         return Techniques(priced, resident, pricer.change)
@@ -189,7 +197,7 @@ def _retrieval(
     model, width = setup.model, float(graph.blocks[0].kv_width)
     return RetrievedBlocks(
         retrieval, setup.cost, model.num_hidden_layers, model.num_attention_heads / layout.tensor, width,
-        graph.numerics.kv_bytes, dram,
+        graph.numerics.kv_bytes, graph.numerics.activation_bytes, dram,
     )  # fmt: skip
 
 

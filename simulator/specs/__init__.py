@@ -6,6 +6,8 @@ from simulator.specs.catalog import FOLDERS, Catalog, scenario_with, shipped_roo
 from simulator.specs.cluster import Hardware
 from simulator.specs.draft_verify_scenario import DraftVerifyScenario
 from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError
+from simulator.specs.feature_gather_scenario import FeatureGatherScenario
+from simulator.specs.graph import Graph
 from simulator.specs.hardware import Cluster, LinkType, MemoryDevice, Network, Node, NumberFormat, Processor
 from simulator.specs.host_compute_scenario import (
     HostComputeScenario,
@@ -30,6 +32,7 @@ from simulator.specs.serving_scenario import ServiceObjective, ServingScenario, 
 from simulator.specs.serving_workload import ServingWorkload
 from simulator.specs.task_packs_scenario import TaskPacksScenario, TaskPacksStrategy
 from simulator.specs.training_scenario import TrainingScenario, TrainingStrategy, TrainingWorkload
+from simulator.specs.waterfall_scenario import WaterfallScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario, ZigzagStrategy, ZigzagWorkload
 
 __all__ = [
@@ -41,7 +44,9 @@ __all__ = [
     "DraftVerifyScenario",
     "Edge",
     "Engine",
+    "FeatureGatherScenario",
     "Figure",
+    "Graph",
     "Hardware",
     "HostComputeScenario",
     "HostComputeStrategy",
@@ -87,6 +92,7 @@ __all__ = [
     "TrainingStrategy",
     "TrainingWorkload",
     "UnknownNameError",
+    "WaterfallScenario",
     "ZigzagScenario",
     "ZigzagStrategy",
     "ZigzagWorkload",

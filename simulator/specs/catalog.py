@@ -18,6 +18,8 @@ from simulator.specs.base import Spec, validate
 from simulator.specs.calibration import Calibration, merge_calibration
 from simulator.specs.cluster import Hardware
 from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError, unknown
+from simulator.specs.feature_gather_scenario import FeatureGatherScenario
+from simulator.specs.graph import Graph
 from simulator.specs.hardware import (
     BandwidthMatrix,
     Cluster,
@@ -47,6 +49,7 @@ FOLDERS = {
     "calibration": "hardware_specs/calibration",
     "model": "models_zoo",
     "layers": "hardware_specs/layers",
+    "graph": "models_zoo/graphs",
     "scenario": "scenarios",
 }
 _SCHEMAS: dict[str, type[Spec]] = {
@@ -55,6 +58,7 @@ _SCHEMAS: dict[str, type[Spec]] = {
     "cluster": Cluster,
     "model": Model,
     "layers": MeasuredLayers,
+    "graph": Graph,
 }
 _Checked = TypeVar("_Checked", bound=Spec)
 
@@ -118,7 +122,10 @@ class Catalog:
             found: dict[str, Path] = {}
             for root in self.roots:
                 base = root / folder
+                inside = [root / other for other in FOLDERS.values() if other.startswith(f"{folder}/")]
                 for file in sorted(base.rglob("*.yaml")) if base.is_dir() else ():
+                    if any(other in file.parents for other in inside):
+                        continue  # of another kind, whose folder lies in this one
                     name = (
                         file.relative_to(base).with_suffix("").as_posix() if kind == "scenario" else file.stem
                     )
@@ -184,6 +191,12 @@ class Catalog:
         if name.endswith((".yaml", ".yml")):
             return validate(read_document(Path(name)), MeasuredLayers)
         return self._checked("layers", name, MeasuredLayers)
+
+    def graph(self, name: str) -> Graph:
+        """Return a graph by name, or read one from a path that ends in ``.yaml``."""
+        if name.endswith((".yaml", ".yml")):
+            return validate(self._assigned(read_document(Path(name)), f"graph:{Path(name).stem}"), Graph)
+        return self._checked("graph", name, Graph)
 
     def calibration(self, device: Processor) -> Calibration:
         """Return a device's constants: fitted ones where they exist, else those of its architecture or kind.
@@ -421,6 +434,9 @@ class Catalog:
         layers = getattr(scenario, "layers", "")
         if layers and not layers.endswith((".yaml", ".yml")) and layers not in self._files["layers"]:
             faults.append((("layers",), unknown("layers", layers, self.names("layers"))))
+        graph = scenario.workload.graph if isinstance(scenario, FeatureGatherScenario) else ""
+        if graph and not graph.endswith((".yaml", ".yml")) and graph not in self._files["graph"]:
+            faults.append((("workload", "graph"), unknown("graph", graph, self.names("graph"))))
         choice = scenario.hardware
         for kind in ("device", "node", "cluster"):
             name = getattr(choice, kind)

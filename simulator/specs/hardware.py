@@ -63,6 +63,19 @@ class Cache(Spec):
     bandwidth: ByteRate | None = None
 
 
+class SpatialArray(Spec):
+    """A 2-D array of multiply-add units with a 1-D vector unit beside it, as attention accelerators have."""
+
+    rows: Count
+    columns: Count
+    lanes: Count
+    """Of the vector unit; a lane does one operation a cycle."""
+    maximum: bool = False
+    """Whether a unit of the array can also compare and add without multiplying, as a softmax on it needs."""
+    exponential: Number = 1.0
+    """Operations that an exponential takes: 1 in a unit of its own, several multiply-adds where it is a polynomial."""
+
+
 class Power(Spec):
     """Electrical power; idle is what the device draws when it waits."""
 
@@ -94,6 +107,8 @@ class Processor(Spec):
     """Its memories by name, the main one first. A CPU whose DRAM is configured by the node has none, nor has a CPU or NPU that
     shares the DRAM of a chip's GPU."""
     cache: dict[str, Cache] = {}
+    array: SpatialArray | None = None
+    """How its matrix and vector units are laid out, where that is known and operators are mapped onto it."""
     power: Power
     price: Price = Price()
     host_link: str | None = None

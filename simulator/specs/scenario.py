@@ -5,15 +5,18 @@ from __future__ import annotations
 from simulator.specs.draft_verify_scenario import DraftVerifyScenario
 from simulator.specs.errors import SpecError, did_you_mean
 from simulator.specs.expert_cache_scenario import ExpertCacheScenario
+from simulator.specs.feature_gather_scenario import FeatureGatherScenario
 from simulator.specs.host_compute_scenario import HostComputeScenario
 from simulator.specs.mixed_stream_scenario import MixedStreamScenario
 from simulator.specs.neuron_cache_scenario import NeuronCacheScenario
 from simulator.specs.offload_scenario import OffloadScenario
 from simulator.specs.serving_scenario import ServingScenario
 from simulator.specs.source import Document
+from simulator.specs.stream_decode_scenario import StreamDecodeScenario
 from simulator.specs.task_packs_scenario import TaskPacksScenario
 from simulator.specs.tiered_step_scenario import TieredStepScenario
 from simulator.specs.training_scenario import TrainingScenario
+from simulator.specs.waterfall_scenario import WaterfallScenario
 from simulator.specs.zigzag_scenario import ZigzagScenario
 
 Scenario = TrainingScenario | ServingScenario | OffloadScenario
@@ -28,6 +31,9 @@ OFFLOAD_METHODS: dict[str, type[OffloadScenario]] = {
     "tiered-step": TieredStepScenario,
     "neuron-cache": NeuronCacheScenario,
     "draft-verify": DraftVerifyScenario,
+    "waterfall": WaterfallScenario,
+    "stream-decode": StreamDecodeScenario,
+    "feature-gather": FeatureGatherScenario,
 }
 """By ``strategy.method``; the first is meant where none is named."""
 

@@ -105,6 +105,9 @@ class ServingStrategy(Spec):
     """An encoder makes part of each prompt."""
     block_retrieval: BlockRetrieval | None = None
     """Distant blocks of the cache are in DRAM and fetched where they matter."""
+    logits: Literal["last", "all"] = "last"
+    """Positions of prompts whose logits are computed: the last, or all of a chunk, kept in the model's format and in fp32, as
+    Hugging Face models return them."""
     max_batch: Positive = 256
     """Sequences that run at once."""
     max_batched_tokens: Positive = 8192
@@ -118,9 +121,10 @@ class ServingStrategy(Spec):
     """Who is admitted next: the first that came, the lowest number of ``priority``, the shortest prompt."""
     priority_preemption: bool = False
     """A waiting request that finds no room takes that of running ones with a higher number of ``priority``."""
-    kv_layout: Literal["paged", "contiguous", "virtual"] = "paged"
+    kv_layout: Literal["paged", "contiguous", "virtual", "joined"] = "paged"
     """paged: blocks of ``block_size`` tokens; contiguous: each request reserves ``reserved_tokens``; virtual: contiguous
-    addresses whose pages of ``page_size`` are mapped on demand (vAttention)."""
+    addresses whose pages of ``page_size`` are mapped on demand (vAttention); joined: two tensors a layer and sequence, joined
+    with each chunk's in new ones, as Hugging Face models do, from an allocator that keeps the old ones (PyTorch)."""
     block_size: Positive = 16
     """Tokens of a KV block, of the paged layout."""
     reserved_tokens: Positive | None = None
@@ -207,12 +211,17 @@ class ServingStrategy(Spec):
         if self.kv_layout == "contiguous" and (swap or "watermark" in given):
             name = "preemption 'swap'" if swap else "'watermark'"
             yield f"{name} has no meaning with kv_layout 'contiguous', which reserves all that a request needs"
+        if self.kv_layout == "joined" and (swap or self.block_retrieval):
+            name = "preemption 'swap'" if swap else "'block_retrieval'"
+            yield f"{name} moves blocks, which kv_layout 'joined' does not have"
         for name, layout in (
             ("block_size", "paged"), ("reserved_tokens", "contiguous"), ("page_size", "virtual"),
             ("mapping_latency", "virtual"),
         ):  # fmt: skip
             if getattr(self, name) is not None and name in given and self.kv_layout != layout:
                 yield f"'{name}' belongs to kv_layout '{layout}'"
+        if self.logits == "all" and self.endpoint != "generate":
+            yield f"logits 'all' has no meaning with endpoint '{self.endpoint}', which has no logits"
         if self.swap_space is not None and not swap:
             yield "'swap_space' belongs to preemption 'swap'"
         if "overlap_transfers" in given and not (swap or (cache and cache.dram)):

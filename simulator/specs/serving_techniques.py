@@ -143,6 +143,14 @@ class BlockRetrieval(Spec):
     """Share of the chosen blocks that are among those."""
     query_block: Positive = 512
     """Tokens of a prompt that choose blocks together."""
+    fused: bool = True
+    """Whether attention of prompts keeps its scores on the chip; false: they go through memory, as with plain tensor
+    operations (``fattn: false`` of InfLLM's own Llama-3 configuration)."""
+
+    @property
+    def positions(self) -> int:
+        """Positions that a query tells apart: the window, and one behind it for all that is further."""
+        return self.window + self.query_block
 
     @model_validator(mode="after")
     def _holds(self) -> BlockRetrieval:

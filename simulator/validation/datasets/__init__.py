@@ -23,6 +23,7 @@ MODULES: tuple[str, ...] = (
     "decode",
     "offload",
     "offload_claims",
+    "fusemax",
     "vtrain",
     "published",
     "activations",

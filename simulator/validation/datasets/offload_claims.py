@@ -42,6 +42,11 @@ SYSTEMS: Mapping[str, str] = {
     "LLM in a flash": "on_device_claims",
     "PowerInfer-2": "on_device_claims",
     "LLMCad": "on_device_claims",
+    "FuseMax": "fusemax",
+    "PyTorch-Direct (VLDB)": "shipped_claims",
+    "Data Tiering": "shipped_claims",
+    "InfLLM": "shipped_claims",
+    "FlightLLM": "shipped_claims",
 }
 """By the name of the system in the file, the module of this package whose ``claim`` reads its rows."""
 UNKNOWN = "system has no scenarios yet"
