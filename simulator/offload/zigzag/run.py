@@ -11,6 +11,7 @@ from simulator.cost import relative_error
 from simulator.engine import execute
 from simulator.graph import Shape, build
 from simulator.offload.columns import BOTTLENECKS
+from simulator.offload.tiers import GPU
 from simulator.offload.zigzag.account import Account, Array, sample_steps
 from simulator.offload.zigzag.lower import lower
 from simulator.offload.zigzag.plan import Plan, make_plan
@@ -58,7 +59,10 @@ def _affordable(plan: Plan) -> int:
     """Passes that may be simulated in full."""
     streamed = 2 * bool(plan.weights.dram) + 2 * bool(plan.weights.nvme)
     cached = 5 if plan.cpu_attention else 3 * bool(plan.cache.away)
-    return max(1, FULL_TASKS // (len(plan.order) * (plan.batches * (1 + cached) + streamed)))
+    moved = 2 * bool(plan.hidden.away) + plan.barrier
+    return max(
+        1, FULL_TASKS // (plan.stages * len(plan.order) * (plan.batches * (1 + cached + moved) + streamed))
+    )
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -71,6 +75,10 @@ def resident(plan: Plan) -> tuple[MemoryUse, ...]:
         parts = {
             "weights": plan.stored_bytes() * plan.weights.by_tier.get(tier, 0.0),
             "KV cache": plan.cache_bytes() * plan.cache.by_tier.get(tier, 0.0),
+            "activations": plan.block
+            * plan.hidden_bytes
+            * plan.hidden.by_tier.get(tier, 0.0)
+            * (tier != GPU),
         }
         held = {name: size for name, size in parts.items() if size}
         largest = tuple(Holding(name, size) for name, size in sorted(held.items(), key=lambda item: -item[1]))
@@ -149,7 +157,7 @@ def _metrics(
 ) -> dict[str, Metric]:
     whole, first, later = (float(relative_error(_classes(row), errors)) for row in (rows[0] + rows[1], *rows))
     (prefill_time, decode_time), total = times, sum(times)
-    block, steps = plan.block, plan.steps
+    block, steps = plan.sequences, plan.steps
     metrics = {
         "generation_throughput": Metric(
             "output tokens per second, prefill included", block * plan.output / total, "1/s", whole, "higher"
@@ -175,7 +183,7 @@ def _metrics(
 
 def _exact_metrics(plan: Plan) -> dict[str, Metric]:
     return {
-        "block_size": Metric("sequences generated together", plan.block, "count"),
+        "block_size": Metric("sequences generated together", plan.sequences, "count"),
         "weight_bytes": Metric("weights of the model", plan.stored_bytes(), "bytes"),
         "kv_cache_bytes": Metric("KV cache of the block at its fullest", plan.cache_bytes(), "bytes"),
     }
@@ -207,7 +215,12 @@ def _assumptions(setup: Setup, plan: Plan, account: Account, *, fits: bool) -> t
         if not prefetch
         else f"weights are fetched {prefetch} layer{'s' * (prefetch > 1)} ahead, the cache one batch ahead",
         "shares of a placement apply to every layer alike; embedding and head are streamed like layers",
-        "copies are pinned and as large as a layer's share; scales of quantised formats are not counted",
+        "copies are as large as a layer's share; "
+        + (
+            f"those of {', '.join(sorted(plan.pageable))} in DRAM that is not pinned"
+            if plan.pageable
+            else "all are pinned"
+        ),
     ]
     if on_cpu:
         found.append(
@@ -215,8 +228,7 @@ def _assumptions(setup: Setup, plan: Plan, account: Account, *, fits: bool) -> t
         )
     if plan.weights.nvme + plan.cache.nvme:
         found.append(
-            "reads from flash are sequential"
-            + (", staged in DRAM layer by layer" if plan.tiers.staged else "")
+            "reads from flash are sequential" + (", staged in DRAM layer by layer" if plan.staged else "")
         )
     if setup.model.moe and plan.weights.away:
         found.append("all experts of a layer are fetched, whichever are chosen")
