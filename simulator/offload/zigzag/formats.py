@@ -11,9 +11,12 @@ from simulator.specs.zigzag_scenario import ZigzagStrategy
 SCALE_BYTES = 4.0
 """Of one group: a scale and a minimum in fp16 (Sheng et al. 2023, section 5, asymmetric min-max quantisation)."""
 EXPANSION_BYTES = 19.0
-"""Traffic of a value that PyTorch operators expand from a packed byte of two (FlexGen, compression.py): for each half of the byte, cut
-out (0.5 read, 0.5 written) and laid into every other place of the output (0.5 read; every sector of 32 bytes is touched for half of
-its bytes, which memory with ECC reads and writes whole: 2, 2); then divided by the scale and added to the minimum (2, 2 each)."""
+"""Traffic of a value that PyTorch operators expand from a packed byte of two (FlexGen, compression.py).
+
+Each half of the byte is cut out (0.5 read, 0.5 written) and laid into every other place of the output (0.5 read; every sector
+of 32 bytes is touched for half of its bytes, which memory with ECC reads and writes whole: 2, 2); then all is divided by the
+scale and added to the minimum (2, 2 each).
+"""
 EXPANSION_KERNELS = 6
 NARROWING_BYTES = 25.5
 """Traffic of a value that they narrow (the same file): minimum and maximum (2 read each), difference, product, clamp and rounding

@@ -244,7 +244,7 @@ class _Zigzag:
     def _receive(self, item: int, after: list[int]) -> _Fetched:
         """Bring the hidden states of an item back to the accelerator; token numbers that begin a pass are there."""
         plan = self.plan
-        index, batch = divmod(item, plan.batches)
+        index = item // plan.batches
         if index >= len(self.slots) or not plan.hidden.away or self.slots[index].position == 0:
             return _Fetched([], [])
         slot = self.slots[index]

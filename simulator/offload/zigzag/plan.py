@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -14,15 +13,17 @@ from simulator.offload.tiers import CXL, DRAM, GPU, NVME, Channel, Tiers, find_t
 from simulator.offload.zigzag.formats import Formats
 from simulator.offload.zigzag.prices import Unit, price_units
 from simulator.specs import Hardware, MemroofError, ZigzagScenario
-from simulator.specs.zigzag_scenario import OPTIMAL, Placement
+from simulator.specs.zigzag_scenario import Placement
 from simulator.strategy import Setup
 
 PREFILL = -1
 """Number of the prefill among decode steps 0, 1, 2, ..."""
 PAGEABLE = 0.4
-"""Rate of a copy to or from pageable memory over that of pinned memory: the driver stages it through a buffer of its own, one thread
-copying (Harris 2012, *How to Optimize Data Transfers in CUDA C/C++*, NVIDIA developer blog: 2.31 of 5.77 GB/s up and 2.32 of 5.96
-GB/s down; from memory, unverified)."""
+"""Rate of a copy to or from pageable memory over that of pinned memory: the driver stages it through a buffer of its own.
+
+Harris 2012, *How to Optimize Data Transfers in CUDA C/C++* (NVIDIA developer blog): 2.31 of 5.77 GB/s up, 2.32 of 5.96 GB/s down;
+from memory, unverified.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +217,8 @@ def _one_node(hardware: Hardware, stages: int) -> Hardware:
     """Return the node of one stage; refuses accelerators that no stage has."""
     if stages == 1 and hardware.size != 1:
         raise MemroofError(
-            f"strategy.pipeline_parallel: 1 stage uses one accelerator; {hardware.name} has {hardware.size}: choose hardware with "
-            "one, or a stage on each node"
+            f"strategy.pipeline_parallel: 1 stage uses one accelerator; {hardware.name} has {hardware.size}: choose "
+            "hardware with one, or a stage on each node"
         )
     if stages > 1:
         if hardware.nodes != stages or hardware.size != stages:
@@ -261,8 +262,8 @@ def _refuse(setup: Setup, scenario: ZigzagScenario, tiers: Tiers) -> None:
             f"strategy.direct_storage: {machine} has no flash behind DRAM that could be read past it"
         )
     for key in strategy.pageable:
-        placement = getattr(strategy, key)
-        if placement != OPTIMAL and not placement.dram:
+        where: Placement | str = getattr(strategy, key)
+        if isinstance(where, Placement) and not where.dram:
             raise MemroofError(f"strategy.pageable: no {key} lie in dram")
     positions = workload.prompt + workload.output
     if model.position == "learned" and positions > model.max_position_embeddings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,15 @@ from simulator.offload.columns import BOTTLENECKS
 from simulator.offload.tiers import GPU
 from simulator.offload.zigzag.account import Account, Array, sample_steps
 from simulator.offload.zigzag.lower import lower
-from simulator.offload.zigzag.plan import Plan, make_plan
-from simulator.specs import OPERATOR_CLASSES, OperatorClass, Span
+from simulator.offload.zigzag.optimise import again, choose, placement_table, sentences, worth_table, worths
+from simulator.offload.zigzag.plan import PREFILL, Plan, make_plan
+from simulator.specs import OPERATOR_CLASSES, OperatorClass, Span, ZigzagScenario
 from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
 
+ATTEMPTS = 6
+"""Placements that are tried where buffers make one too large."""
+MARGIN = 1e-3
+"""Share of a capacity that is kept free beyond what they needed."""
 FULL_TASKS = 25_000
 """Tasks up to which every decode step is simulated; of longer outputs a sample is."""
 SOURCES = (
@@ -46,6 +52,9 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     MemroofError
         For a combination that is refused; see :func:`simulator.offload.zigzag.plan.make_plan`.
     """
+    scenario = setup.scenario
+    if isinstance(scenario, ZigzagScenario) and scenario.strategy.optimised:
+        return _optimised(setup, scenario.strategy.objective, detail=detail)
     plan = make_plan(setup)
     needed = resident(plan)
     if any(use.free < 0 for use in needed):
@@ -53,6 +62,49 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     steps, weights = sample_steps(plan.computation(), None if detail else _affordable(plan))
     lowered = lower(plan, steps)
     return _outcome(setup, plan, Account(lowered, execute(lowered.program), weights, plan.steps))
+
+
+def _optimised(setup: Setup, objective: str, *, detail: bool) -> Outcome:
+    """Run the best placement; where the engine finds that buffers need more than the program knew, find another."""
+    short: dict[str, float] = {}
+    choice = choose(setup)
+    for _ in range(ATTEMPTS):
+        plan = make_plan(choice.setup)
+        lacking = {} if choice.placing.shortage else _lacking(plan)
+        if not lacking:
+            break
+        for tier, size in lacking.items():
+            short[tier] = short.get(tier, 0.0) + size + MARGIN * plan.tiers.pools[tier].capacity
+        choice = again(setup, choice, short)
+    outcome = simulate(choice.setup, detail=detail)
+    found = worths(choice, objective)
+    tables = {"placement": placement_table(choice, make_plan(choice.setup)), "worth": worth_table(found)}
+    tokens = choice.scenario.workload
+    expected = tokens.batch * tokens.batches * choice.scenario.strategy.pipeline_parallel * tokens.output
+    planned = Metric(
+        "output tokens per second that the linear program expects",
+        expected / choice.placing.time,
+        "1/s",
+        0.0,
+        "higher",
+    )
+    return replace(
+        outcome,
+        metrics={**outcome.metrics, "planned_throughput": planned}
+        if objective == "throughput"
+        else outcome.metrics,
+        assumptions=(*sentences(choice, objective, found), *outcome.assumptions),
+        sources=(*outcome.sources, "Sheng et al. 2023, section 4.3: placement by linear program"),
+        tables={**outcome.tables, **tables},
+    )
+
+
+def _lacking(plan: Plan) -> dict[str, float]:
+    """Return the bytes that tiers lack in the passes that need most: the prefill and the last decode step."""
+    lowered = lower(plan, (PREFILL, plan.steps - 1) if plan.steps else (PREFILL,))
+    ledger = execute(lowered.program).ledger
+    over = {tier: ledger.peak(pool.name).bytes - pool.capacity for tier, pool in plan.tiers.pools.items()}
+    return {tier: size for tier, size in over.items() if size > 0.0}
 
 
 def _affordable(plan: Plan) -> int:
