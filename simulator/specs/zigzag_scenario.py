@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from simulator.specs.base import Spec
@@ -110,6 +110,8 @@ class ZigzagStrategy(Spec):
     does where a CPU has no 16-bit arithmetic."""
     pinned: Fraction = 1.0
     """Share of a tier's capacity that the strategy may use."""
+    baseline: dict[str, Any] = {}
+    """Keys that are otherwise in a second run, over which the speedup is told: ``{prefetch: 0}``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -122,6 +124,18 @@ class ZigzagStrategy(Spec):
     def optimised(self) -> tuple[str, ...]:
         """Classes of tensors whose placement is left to the linear program."""
         return tuple(key for key in ("weights", "kv", "hidden") if getattr(self, key) == OPTIMAL)
+
+    @property
+    def compared(self) -> ZigzagStrategy | None:
+        """The strategy of the second run; None where there is none, or where its keys make none."""
+        if not self.baseline:
+            return None
+        try:
+            return ZigzagStrategy.model_validate(
+                {**self.model_dump(exclude_unset=True), **self.baseline, "baseline": {}}
+            )
+        except ValidationError:
+            return None
 
     @model_validator(mode="after")
     def _decides(self) -> ZigzagStrategy:
@@ -138,6 +152,8 @@ class ZigzagStrategy(Spec):
                     raise PydanticCustomError(
                         "scenario", f"'{key}' decides nothing where no placement is 'optimal'"
                     )
+        if self.baseline and self.compared is None:
+            raise PydanticCustomError("scenario", "'baseline' is no other valid strategy")
         for key in ("weight", "kv"):
             if getattr(self, f"{key}_group") is not None and getattr(self, f"{key}_precision") is None:
                 raise PydanticCustomError(

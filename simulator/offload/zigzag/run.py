@@ -53,6 +53,8 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
         For a combination that is refused; see :func:`simulator.offload.zigzag.plan.make_plan`.
     """
     scenario = setup.scenario
+    if isinstance(scenario, ZigzagScenario) and scenario.strategy.baseline:
+        return _compared(setup, scenario, detail=detail)
     if isinstance(scenario, ZigzagScenario) and scenario.strategy.optimised:
         return _optimised(setup, scenario.strategy.objective, detail=detail)
     plan = make_plan(setup)
@@ -62,6 +64,25 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     steps, weights = sample_steps(plan.computation(), None if detail else _affordable(plan))
     lowered = lower(plan, steps)
     return _outcome(setup, plan, Account(lowered, execute(lowered.program), weights, plan.steps))
+
+
+def _compared(setup: Setup, scenario: ZigzagScenario, *, detail: bool) -> Outcome:
+    """Run a scenario and what it is compared with."""
+    other = scenario.strategy.compared
+    assert other is not None  # or the scenario had been refused
+    own = scenario.strategy.model_copy(update={"baseline": {}})
+    first, second = (
+        simulate(replace(setup, scenario=scenario.model_copy(update={"strategy": strategy})), detail=detail)
+        for strategy in (own, other)
+    )
+    found, before = (outcome.metrics["generation_throughput"] for outcome in (first, second))
+    changed = ", ".join(f"{key} {value}" for key, value in scenario.strategy.baseline.items())
+    if not found.value or not before.value:
+        return first
+    speedup = Metric(
+        f"throughput over that with {changed}", found.value / before.value, "ratio", 0.0, "higher"
+    )
+    return replace(first, metrics={**first.metrics, "speedup": speedup})
 
 
 def _optimised(setup: Setup, objective: str, *, detail: bool) -> Outcome:
@@ -159,8 +180,10 @@ def _memory(plan: Plan, account: Account) -> tuple[MemoryUse, ...]:
 
 def _outcome(setup: Setup, plan: Plan, account: Account) -> Outcome:
     weights, rows = account.weights, account.rows
-    prefill, decode = rows[0], weights[1:] @ rows[1:]
-    times = float(account.times[0]), float(weights[1:] @ account.times[1:])
+    # the last of several stages waits until the first block has passed the others, each as long as it takes itself
+    fill = 1.0 + (plan.stages - 1) / plan.stages
+    prefill, decode = fill * rows[0], weights[1:] @ rows[1:]
+    times = fill * float(account.times[0]), float(weights[1:] @ account.times[1:])
     total, memory = sum(times), _memory(plan, account)
     bottlenecks = {
         name: float(value) for name, value in zip(BOTTLENECKS, prefill + decode, strict=False) if value
@@ -176,6 +199,7 @@ def _outcome(setup: Setup, plan: Plan, account: Account) -> Outcome:
         assumptions=_assumptions(setup, plan, account, fits=all(use.free >= 0 for use in memory)),
         sources=SOURCES,
         timeline=account.timeline,
+        devices=plan.stages,
         busy_fraction=account.computing() / total,
         tables=_tables(plan, account, total),
         class_errors=errors,
@@ -234,10 +258,11 @@ def _metrics(
 
 
 def _exact_metrics(plan: Plan) -> dict[str, Metric]:
+    whose, held = ("the model", "the block") if plan.stages == 1 else ("a stage", "a stage's blocks")
     return {
         "block_size": Metric("sequences generated together", plan.sequences, "count"),
-        "weight_bytes": Metric("weights of the model", plan.stored_bytes(), "bytes"),
-        "kv_cache_bytes": Metric("KV cache of the block at its fullest", plan.cache_bytes(), "bytes"),
+        "weight_bytes": Metric(f"weights of {whose}", plan.stored_bytes(), "bytes"),
+        "kv_cache_bytes": Metric(f"KV cache of {held} at its fullest", plan.cache_bytes(), "bytes"),
     }
 
 
@@ -262,7 +287,8 @@ def _assumptions(setup: Setup, plan: Plan, account: Account, *, fits: bool) -> t
     prefetch, on_cpu = plan.prefetch, plan.cpu_attention
     found = [
         constants_used(setup.cost.calibration),
-        f"one block of {plan.block} sequences, {plan.batches} GPU batches of {plan.batch}, all prompts of {plan.prompt} tokens",
+        f"one block of {plan.block} sequences, {plan.batches} GPU batch{'es' * (plan.batches > 1)} of {plan.batch}, all prompts "
+        f"of {plan.prompt} tokens",
         "nothing overlaps: each copy and each computation waits for the one before"
         if not prefetch
         else f"weights are fetched {prefetch} layer{'s' * (prefetch > 1)} ahead, the cache one batch ahead",
@@ -281,6 +307,11 @@ def _assumptions(setup: Setup, plan: Plan, account: Account, *, fits: bool) -> t
     if plan.weights.nvme + plan.cache.nvme:
         found.append(
             "reads from flash are sequential" + (", staged in DRAM layer by layer" if plan.staged else "")
+        )
+    if plan.stages > 1:
+        found.append(
+            f"{plan.stages} stages of layers, a block of {plan.block} sequences in flight for each; all are as slow as the last, "
+            "and hidden states between nodes take no time"
         )
     if setup.model.moe and plan.weights.away:
         found.append("all experts of a layer are fetched, whichever are chosen")
