@@ -100,7 +100,9 @@ class _Zigzag:
         self.left: dict[int, list[int]] = {}
         """By item, the copies of its hidden states to where they wait."""
         self.due: list[tuple[int, int, bool]] = []
-        """Items whose cache and hidden states are stored beside the next one: number, task, whether the cache is in DRAM."""
+        """Items whose cache and hidden states are stored beside the next: number, task, whether the new cache is in DRAM."""
+        # a single batch is always the one that is computed
+        self.moves_hidden = bool(plan.hidden.away) and plan.batches > 1
         # weights that share a queue with the cache come in as many pieces as there are batches, not to hold it up
         shares_queue = plan.prefetch and plan.cache.away and not plan.cpu_attention and not plan.barrier
         self.pieces = plan.batches if shares_queue else 1
@@ -120,7 +122,7 @@ class _Zigzag:
             if slot.position == len(self.names) - 1 and slot.stage == self.plan.stages - 1:
                 ends.append(slot.last)
                 self._activations(slot, opening)
-        self._store_due()
+        self._store(self.due)
         emit = self.emit
         return Lowered(emit.program, self.steps, emit.shares, emit.pass_of, emit.carried, ends, emit.gpu)
 
@@ -143,10 +145,11 @@ class _Zigzag:
                 self._load(index + plan.prefetch)
             if emit.serial:
                 self._fetch(item)
-            due = []
+            waiting, self.due = self.due, []
+            due: list[int] = []
             if plan.barrier:
                 # hidden states move on the stream that computes, before the computation
-                due = self._store_due(hidden=True)
+                due = self._send(waiting)
                 due += self._receive(item + 1, due).tasks
             else:
                 self._receive(item if emit.serial else item + 1, [])
@@ -156,10 +159,12 @@ class _Zigzag:
                 first = started
                 self._grow(slot, started)
             if plan.barrier:
-                self._store_due(hidden=False)
+                self._store(waiting)
                 emit.barrier()
             else:
-                self._store_due()
+                waiting, self.due = self.due, []
+                self._send(waiting)
+                self._store(waiting)
         slot.last = self.computed[-1]
         for task, size in slot.loads:
             name = f"streamed weights of {self.names[slot.position]}"
@@ -245,17 +250,15 @@ class _Zigzag:
         """Bring the hidden states of an item back to the accelerator; token numbers that begin a pass are there."""
         plan = self.plan
         index = item // plan.batches
-        if index >= len(self.slots) or not plan.hidden.away or self.slots[index].position == 0:
+        if index >= len(self.slots) or not self.moves_hidden or self.slots[index].position == 0:
             return _Fetched([], [])
         slot = self.slots[index]
         size = plan.batch * plan.new(slot.step) * plan.hidden_bytes
         before = item - plan.batches
-        if before >= len(self.computed) or any(number == before for number, _, _ in self.due):
-            return _Fetched([], [])  # the batch itself is still on the accelerator
         self.emit.number = slot.number
         after = [*after, *self.left.get(before, [])]
         if item >= 2 and not plan.barrier:
-            after = [*after, self.computed[item - 2]] if item - 2 < len(self.computed) else after
+            after = [*after, self.computed[item - 2]]
         found = self.arrived[item] = _Fetched([], [])
         for tier, share in plan.hidden.by_tier.items():
             if share and tier != GPU:
@@ -266,46 +269,39 @@ class _Zigzag:
                 found.buffers += [(reached, task, size * share) for reached, task in hops]
         return found
 
-    def _store_due(self, *, hidden: bool | None = None) -> list[int]:
-        """Store the hidden states, or the cache, or both, of items whose turn it is."""
-        plan, tasks = self.plan, []
-        for item, task, in_dram in self.due:
+    def _send(self, items: Sequence[tuple[int, int, bool]]) -> list[int]:
+        """Send hidden states of computed items to where they wait; those of the last unit are tokens."""
+        plan, copies = self.plan, []
+        for item, task, _ in items:
             slot = self.slots[item // plan.batches]
+            if not self.moves_hidden or slot.position == len(self.names) - 1:
+                continue
             self.emit.number = slot.number
-            if hidden is not False and item not in self.left:
-                self.left[item] = self._send(slot, task)
-                tasks += self.left[item]
-            if hidden is not True:
-                self._store(slot, item % plan.batches, task, in_dram=in_dram)
-        if hidden is not True:
-            # with a barrier, the item that was just computed waits for the next one
-            self.due = []
-        return tasks
+            size = plan.batch * plan.new(slot.step) * plan.hidden_bytes
+            parts = {
+                tier: size * share for tier, share in plan.hidden.by_tier.items() if share and tier != GPU
+            }
+            name = f"{self.names[slot.position]}: hidden states"
+            self.left[item] = self.moves.away("hidden", parts, [task], name)
+            copies += self.left[item]
+        return copies
 
-    def _send(self, slot: _Slot, task: int) -> list[int]:
-        """Send hidden states away; those of the last unit are tokens."""
+    def _store(self, items: Sequence[tuple[int, int, bool]]) -> None:
+        """Move the new keys and values of computed items to where they stay; after CPU attention they are in DRAM."""
         plan = self.plan
-        if not plan.hidden.away or slot.position == len(self.names) - 1:
-            return []
-        size = plan.batch * plan.new(slot.step) * plan.hidden_bytes
-        name = f"{self.names[slot.position]}: hidden states"
-        return [
-            copy
-            for tier, share in plan.hidden.by_tier.items() if share and tier != GPU
-            for copy in self.moves.away("hidden", {tier: size * share}, [task], name)
-        ]  # fmt: skip
-
-    def _store(self, slot: _Slot, batch: int, task: int, *, in_dram: bool) -> None:
-        """Move the new keys and values of a batch to where they stay; after CPU attention they are in DRAM."""
-        plan = self.plan
-        size = plan.batch * slot.unit.cache_bytes(plan.new(slot.step))
-        # those of the last token are never read again
-        if not size * plan.cache.away or slot.step == plan.steps - 1:
-            return
-        parts = {tier: size * share for tier, share in plan.cache.by_tier.items() if share and tier != GPU}
-        name = f"{self.names[slot.position]}: new cache"
-        copies = self.moves.away("kv", parts, [task], name, source=DRAM if in_dram else GPU)
-        self.stored[slot.stage, slot.position, batch] = copies
+        for item, task, in_dram in items:
+            slot = self.slots[item // plan.batches]
+            size = plan.batch * slot.unit.cache_bytes(plan.new(slot.step))
+            # those of the last token are never read again
+            if not size * plan.cache.away or slot.step == plan.steps - 1:
+                continue
+            self.emit.number = slot.number
+            parts = {
+                tier: size * share for tier, share in plan.cache.by_tier.items() if share and tier != GPU
+            }
+            name = f"{self.names[slot.position]}: new cache"
+            copies = self.moves.away("kv", parts, [task], name, source=DRAM if in_dram else GPU)
+            self.stored[slot.stage, slot.position, item % plan.batches] = copies
 
     # --- computation -------------------------------------------------------------------------------------------------
 

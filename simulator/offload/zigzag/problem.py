@@ -206,7 +206,8 @@ class _Builder:
             sums.holds[f"{tier} in {each}"] += plan.block * size
             if tier != GPU:
                 sums.holds[f"{GPU} in {each}"] += 3.0 * plan.batch * size
-                moved = plan.sequences * size * (len(self.units) - 1)
+                # a single batch is always the one that is computed
+                moved = plan.sequences * size * (len(self.units) - 1) * (plan.batches > 1)
                 self._copy(sums, each, "hidden", GPU, tier, moved, beside=not plan.barrier)
                 self._copy(sums, each, "hidden", tier, GPU, moved, beside=not plan.barrier)
 
