@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from simulator.specs.base import Spec
+from simulator.specs.base import Bytes, Spec
 from simulator.specs.hardware import NumberFormat
 from simulator.specs.model import Natural, Positive
 from simulator.specs.offload_scenario import OffloadScenario
@@ -84,6 +84,9 @@ class ZigzagStrategy(Spec):
     """Where decode attention over an offloaded KV cache is computed; cpu moves queries instead of the cache."""
     prefetch: Natural = 1
     """Layers whose weights are fetched ahead (1: double buffering; 0: no overlap)."""
+    prefetch_bytes: Bytes | None = None
+    """Weights that are fetched ahead at most, where that is less than a layer (DeepSpeed's prefetch bucket); the rest of a layer
+    is fetched when it is its turn."""
     barrier: bool = False
     """Whether all copies and the computation of one batch are waited for before the next, as in FlexGen's loop: weights of a
     layer come with the first batch of the one before, the cache is stored and hidden states move one batch later."""
@@ -142,6 +145,11 @@ class ZigzagStrategy(Spec):
         if self.barrier and not self.prefetch:
             raise PydanticCustomError(
                 "scenario", "'barrier' decides nothing where 'prefetch' is 0: nothing overlaps"
+            )
+        if self.prefetch_bytes is not None and (self.prefetch != 1 or self.barrier):
+            raise PydanticCustomError(
+                "scenario",
+                "'prefetch_bytes' is part of the next layer: it needs a 'prefetch' of 1 and no 'barrier'",
             )
         if not self.optimised:
             for key, decided in (

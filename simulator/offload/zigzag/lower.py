@@ -136,6 +136,7 @@ class _Zigzag:
         """Compute all batches of one unit; returns the first computation."""
         plan, emit = self.plan, self.emit
         first = -1
+        self._load_rest(index)
         for batch in range(plan.batches):
             item = index * plan.batches + batch
             # copies queue in the order in which they are needed: the next batch's cache, then weights ahead
@@ -203,13 +204,22 @@ class _Zigzag:
         if index >= len(self.slots) or not plan.weights.away:
             return
         slot = self.slots[index]
-        self.emit.number = slot.number
         vacated = index - plan.prefetch - 1
         free = [self.slots[vacated].last] if vacated >= 0 else []
         room = self.slots[vacated].staged if vacated >= 0 else []
+        self._fetch_weights(slot, slot.unit.weights * plan.ahead(slot.unit) / self.pieces, free, room)
+
+    def _load_rest(self, index: int) -> None:
+        """Fetch what of a unit's weights was not fetched ahead, once the unit before it is done."""
+        slot = self.slots[index]
+        rest = slot.unit.weights * (1.0 - self.plan.ahead(slot.unit))
+        if rest and self.plan.weights.away:
+            self._fetch_weights(slot, rest, self.computed[-1:], self.computed[-1:])
+
+    def _fetch_weights(self, slot: _Slot, size: float, free: Sequence[int], room: Sequence[int]) -> None:
+        self.emit.number = slot.number
         name = f"{self.names[slot.position]}: weights"
-        size = slot.unit.weights / self.pieces
-        for tier, share in plan.weights.by_tier.items():
+        for tier, share in self.plan.weights.by_tier.items():
             if not share or tier == GPU:
                 continue
             hops = self.moves.bring("weights", tier, size * share, free, name, room=room)

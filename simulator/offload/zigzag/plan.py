@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 
 import numpy as np
 
@@ -76,6 +76,8 @@ class Plan:
     hidden_bytes: float
     """Hidden state of one token [B]."""
     formats: Formats
+    ahead_bytes: float = inf
+    """Of the weights of a unit that are fetched before it is its turn, at most [B]."""
     barrier: bool = False
     direct: bool = False
     """Whether flash is read and written without DRAM in between."""
@@ -148,6 +150,10 @@ class Plan:
         seconds: Rows = self.stages * self.batches * rows[: self.steps, : len(BOTTLENECKS)].sum(axis=1)
         return seconds
 
+    def ahead(self, unit: Unit) -> float:
+        """Return the share of a unit's weights that comes before it is its turn."""
+        return min(1.0, self.ahead_bytes / unit.weights) if unit.weights else 1.0
+
     def stored_bytes(self) -> float:
         """Weights of the whole model, or of a stage [B]."""
         return sum(self.units[index].stored for index in self.order)
@@ -194,7 +200,8 @@ def make_plan(setup: Setup) -> Plan:
     return Plan(
         scenario.name, units, _stage(order, strategy.pipeline_parallel), tiers, workload.batch, workload.batches,
         workload.prompt, workload.output, splits["weights"], splits["kv"], splits["hidden"], on_cpu, strategy.prefetch,
-        model.hidden_size * formats.numerics.activation_bytes, formats, strategy.barrier, strategy.direct_storage,
+        model.hidden_size * formats.numerics.activation_bytes, formats,
+        inf if strategy.prefetch_bytes is None else strategy.prefetch_bytes, strategy.barrier, strategy.direct_storage,
         frozenset(strategy.pageable), strategy.pipeline_parallel,
     )  # fmt: skip
 

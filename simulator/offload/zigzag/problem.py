@@ -158,7 +158,9 @@ class _Builder:
                 sums.holds[f"{GPU} in {each}"] += buffers
                 if tier == NVME and plan.staged:
                     sums.holds[f"{DRAM} in {each}"] += buffers
-                self._copy(sums, each, "weights", tier, GPU, moved, first=plan.barrier)
+                ahead = sum(unit.weights * plan.ahead(unit) for unit in self.units) / (moved / plan.stages)
+                self._copy(sums, each, "weights", tier, GPU, moved * ahead, first=plan.barrier)
+                self._copy(sums, each, "weights", tier, GPU, moved * (1.0 - ahead), beside=False)
 
     def _cache(self, sums: _Sums, tier: str) -> None:
         plan, tokens = self.plan, self.plan.prompt + self.plan.output - 1

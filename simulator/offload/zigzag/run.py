@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -285,13 +286,14 @@ def _classes(row: Array) -> dict[OperatorClass, float]:
 
 def _assumptions(setup: Setup, plan: Plan, account: Account, *, fits: bool) -> tuple[str, ...]:
     prefetch, on_cpu = plan.prefetch, plan.cpu_attention
+    ahead = "weights are" if plan.ahead_bytes == inf else f"{plan.ahead_bytes / 1e6:.0f} MB of weights are"
     found = [
         constants_used(setup.cost.calibration),
         f"one block of {plan.block} sequences, {plan.batches} GPU batch{'es' * (plan.batches > 1)} of {plan.batch}, all prompts "
         f"of {plan.prompt} tokens",
         "nothing overlaps: each copy and each computation waits for the one before"
         if not prefetch
-        else f"weights are fetched {prefetch} layer{'s' * (prefetch > 1)} ahead, the cache one batch ahead",
+        else f"{ahead} fetched {prefetch} layer{'s' * (prefetch > 1)} ahead, the cache one batch ahead",
         "shares of a placement apply to every layer alike; embedding and head are streamed like layers",
         "copies are as large as a layer's share; "
         + (

@@ -40,6 +40,8 @@ SYSTEMS = (
 PIPELINED = "layers over several machines of a swarm: their network is not stated"
 UNSTATED = "lengths of prompt and answer are not stated"
 
+BUCKET: Mapping[str, Any] = {"prefetch_bytes": "100 MB"}
+"""What DeepSpeed fetches ahead: its default prefetch bucket, 5e7 elements of two bytes (stage3_prefetch_bucket_size)."""
 FLEXGEN: Mapping[str, Any] = {"barrier": True, "split_layers": True}
 """FlexGen's loop."""
 CPU: Mapping[str, Any] = {"attention": "cpu", "cpu_attention": "widened"}
@@ -88,7 +90,7 @@ def _on_t4(row: Any) -> Mapping[str, Any]:
     if row.system == "HF Accelerate":
         # a layer is fetched when it is its turn, from memory that is not pinned
         return {"weights": place, "prefetch": 0, **({"pageable": ["weights"]} if place == "dram" else {})}
-    return {"weights": place, "prefetch": 1}
+    return {"weights": place, **BUCKET} if place != "gpu" else {}
 
 
 def _on_a6000(row: Any) -> Mapping[str, Any]:
@@ -97,8 +99,11 @@ def _on_a6000(row: Any) -> Mapping[str, Any]:
     strategy: dict[str, Any] = {"weights": {"cpu_offload": "dram", "nvme_offload": "nvme"}[weights]}
     if cache.endswith("cpu"):
         strategy |= {"kv": "dram"}
-    if row.system == "FlexGen":
-        strategy |= {**FLEXGEN, **({"pageable": ["kv"]} if "kv" in strategy else {})}
+    strategy |= FLEXGEN if row.system == "FlexGen" else BUCKET
+    if "kv" in strategy:
+        # neither pins a cache that large, and DeepSpeed's released script does not pin the weights beside it either
+        loose = row.system != "FlexGen" and strategy["weights"] == "dram"
+        strategy["pageable"] = ["weights", "kv"] if loose else ["kv"]
     if row.precision == "int4 weights":
         # DeepSpeed expands in one kernel, FlexGen in PyTorch operators
         strategy |= {**GROUPED, "expansion": "passes" if row.system == "FlexGen" else "kernel"}

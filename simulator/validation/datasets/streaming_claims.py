@@ -8,7 +8,7 @@ from typing import Any
 
 from simulator.specs import MemroofError
 from simulator.validation.datasets.claim import Claim, figure, ratio
-from simulator.validation.datasets.offload import CPU, FLEXGEN, GROUPED, GROUPED_CACHE, MODELS
+from simulator.validation.datasets.offload import BUCKET, CPU, FLEXGEN, GROUPED, GROUPED_CACHE, MODELS
 from simulator.validation.datasets.runs import Content
 
 NO_OUTCOME = "part of a breakdown, or a setting: no outcome of a run"
@@ -47,8 +47,8 @@ POLICIES: Mapping[tuple[str, int, str], tuple[int, int, Mapping[str, Any]]] = {
     ("OPT-30B", 512, "no CPU compute"): (48, 3, {**IN_DRAM, "weights": {"dram": 0.918}, **FLEXGEN}),
     ("OPT-175B", 512, "no CPU compute"): (32, 8, {**HALF, **FLEXGEN}),
     ("OPT-175B", 512, "DeepSpeed policy"): (2, 1, {"weights": "nvme", **FLEXGEN}),
-    ("OPT-30B", 512, "DeepSpeed ZeRO-Inference"): (4, 1, {"weights": "dram"}),
-    ("OPT-175B", 512, "DeepSpeed ZeRO-Inference"): (1, 1, {"weights": "nvme"}),
+    ("OPT-30B", 512, "DeepSpeed ZeRO-Inference"): (4, 1, {"weights": "dram", **BUCKET}),
+    ("OPT-175B", 512, "DeepSpeed ZeRO-Inference"): (1, 1, {"weights": "nvme", **BUCKET}),
     ("OPT-30B", 512, "Hugging Face Accelerate"): (8, 1, {"weights": "dram", "prefetch": 0, "pageable": ["weights"]}),
     ("OPT-175B", 512, "Hugging Face Accelerate"): (2, 1, {"weights": "nvme", "prefetch": 0}),
 }  # fmt: skip
@@ -122,9 +122,9 @@ def _zero(row: Any) -> Claim:
             10,
             PREFETCHED_BATCH,
             1,
-            {"weights": "nvme", "prefetch": ahead},
+            {"weights": "nvme", **ahead},
         )
-        for ahead in (1, 0)
+        for ahead in (BUCKET, {"prefetch": 0})
     ]
     return Claim(float(row.value), tuple(both), ratio("generation_throughput"))
 

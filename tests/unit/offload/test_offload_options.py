@@ -39,6 +39,22 @@ def test_with_a_barrier_weights_hide_behind_one_batch_alone():
     assert outcome.total_time > simulate(toy(SLOW), detail=True).total_time
 
 
+def test_a_bucket_hides_its_part_of_a_layer_alone():
+    # DeepSpeed: the bucket is fetched ahead, the rest when it is the layer's turn
+    slow = {"workload.output": "20"}
+    none, some, all_ahead = (
+        simulate(toy({**slow, **keys})).total_time
+        for keys in ({"strategy.prefetch": "0"}, {"strategy.prefetch_bytes": "0.1 MB"}, {})
+    )
+    assert all_ahead < some < none
+    plan = make_plan(toy({**slow, "strategy.prefetch_bytes": "0.1 MB"}))
+    assert plan.ahead(plan.units[1]) == pytest.approx(1e5 / plan.units[1].weights)
+    hidden = sum(min(1e5, plan.units[i].weights) for i in plan.order) * 20 / 10e9
+    assert none - some <= hidden * 1.001
+    whole = simulate(toy({**slow, "strategy.prefetch_bytes": "1 GB"})).total_time
+    assert whole == pytest.approx(all_ahead)
+
+
 def test_half_layers_move_and_hold_and_compute_the_same():
     whole, halves = toy_with(kv="dram"), toy_with(kv="dram", split_layers="true")
     first, second = make_plan(whole), make_plan(halves)
@@ -186,6 +202,7 @@ def test_a_baseline_tells_the_speedup():
     ("keys", "message"),
     [
         ({"barrier": "true", "prefetch": "0"}, "'barrier' decides nothing"),
+        ({"prefetch_bytes": "1 MB", "prefetch": "2"}, "needs a 'prefetch' of 1"),
         ({"objective": "latency"}, "'objective' decides nothing"),
         ({"search": "{batch: [1, 2]}"}, "'search' decides nothing"),
         ({"weight_group": "64"}, "needs a 'weight_precision'"),

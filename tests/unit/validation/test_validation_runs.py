@@ -421,7 +421,7 @@ def test_offloaded_generation_is_placed_as_its_system_does(tmp_path):
         "precision": "fp16",
         "fused_attention": False,
         "weights": "dram",
-        "prefetch": 1,
+        "prefetch_bytes": "100 MB",
     }
     assert np.isfinite(part.predict(constants_for(CATALOG, "t4"))).all()
 
@@ -429,7 +429,12 @@ def test_offloaded_generation_is_placed_as_its_system_does(tmp_path):
 @pytest.mark.parametrize(
     ("system", "placement", "precision", "expected"),
     [
-        ("ZeRO-Inference", "nvme_offload ; kv cache on cpu", "fp16", {"weights": "nvme", "kv": "dram"}),
+        (
+            "ZeRO-Inference",
+            "nvme_offload ; kv cache on cpu",
+            "fp16",
+            {"weights": "nvme", "kv": "dram", "pageable": ["kv"]},
+        ),
         (
             "FlexGen",
             "cpu_offload ; kv on gpu",
@@ -477,7 +482,8 @@ def test_claims_of_flexgen_are_scenarios_with_their_drive_and_stages():
     faster, slower = claimed(
         system="ZeRO-Inference", workload="prompt 4, generate 10", metric="throughput ratio", value=1.14
     ).contents
-    assert (faster["strategy"]["prefetch"], slower["strategy"]["prefetch"]) == (1, 0)
+    assert faster["strategy"]["prefetch_bytes"] == "100 MB"
+    assert slower["strategy"]["prefetch"] == 0
 
 
 @pytest.mark.parametrize(
