@@ -9,8 +9,8 @@ import numpy as np
 
 from simulator.offload.placement import Placing, Problem, place
 from simulator.offload.tiers import GPU
-from simulator.offload.zigzag.plan import Plan
-from simulator.offload.zigzag.problem import TIERS, build_problem, tier_of
+from simulator.offload.zigzag.plan import Plan, make_plan
+from simulator.offload.zigzag.problem import TIERS, build_problem, shared_links, tier_of, used_channels
 from simulator.specs import ZigzagScenario
 from simulator.specs.zigzag_scenario import Placement, ZigzagStrategy, ZigzagWorkload
 from simulator.strategy import Setup
@@ -103,6 +103,11 @@ def written(scenario: ZigzagScenario, placing: Placing) -> ZigzagScenario:
         }
         most = sum(shares.values())
         update[key] = Placement(**{tier: min(share, share / most) for tier, share in shares.items()})
+    # what was to be pageable may not lie in DRAM now
+    placed = {key: update.get(key, getattr(strategy, key)) for key in strategy.pageable}
+    update["pageable"] = tuple(
+        key for key, where in placed.items() if isinstance(where, Placement) and where.dram
+    )
     kv = update.get("kv")
     if strategy.attention == "cpu" and isinstance(kv, Placement) and not any(kv.away.values()):
         update["attention"] = "gpu"
@@ -122,12 +127,13 @@ def worths(choice: Choice, objective: str) -> list[Worth]:
             grown = {name: size + MORE_BYTES * (name in rows) for name, size in problem.capacity.items()}
             gain = _gain(placing, place(replace(problem, capacity=grown)), objective)
             found.append(Worth(tier, MORE_BYTES, gain, price))
-    for lane, price in placing.lane_price.items():
-        if price > 0.0:
-            rate = problem.rate[lane]
-            grown = {**problem.rate, lane: rate * (1.0 + MORE_RATE)}
+    for lanes in _widened_together(choice):
+        priced = [lane for lane in lanes if placing.lane_price.get(lane, 0.0) > 0.0]
+        if priced:
+            grown = {name: rate * (1.0 + MORE_RATE * (name in lanes)) for name, rate in problem.rate.items()}
             gain = _gain(placing, place(replace(problem, rate=grown)), objective)
-            found.append(Worth(lane, rate * MORE_RATE, gain, price))
+            price = sum(placing.lane_price[lane] for lane in priced)
+            found.append(Worth(priced[0], problem.rate[priced[0]] * MORE_RATE, gain, price))
     return sorted((each for each in found if each.gain > WORTH_TELLING), key=lambda each: -each.gain)
 
 
@@ -159,6 +165,22 @@ def sentences(choice: Choice, objective: str, found: list[Worth]) -> list[str]:
     told += [f"10 % more of {w.resource} gives {w.gain:.1%}" for w in found if w.more != MORE_BYTES]
     lines.append("; ".join(told) if told else "more of any single memory or link gives nothing")
     return lines
+
+
+def _widened_together(choice: Choice) -> list[tuple[str, ...]]:
+    """Return lanes by what they are part of: channels with the shared link that is as narrow as they are, others alone."""
+    plan = make_plan(choice.setup)
+    shared, owner = shared_links(plan), {}
+    for channel in used_channels(plan):
+        width = min(bandwidth for _, bandwidth in channel.links)
+        own = [
+            name for name, bandwidth in channel.links if bandwidth == width and (name, bandwidth) in shared
+        ]
+        owner[channel.name] = own[0] if own else channel.name
+    groups: dict[str, list[str]] = {}
+    for lane in choice.problem.rate:
+        groups.setdefault(owner.get(lane, lane), []).append(lane)
+    return [tuple(lanes) for lanes in groups.values()]
 
 
 def _gain(before: Placing, after: Placing, objective: str) -> float:

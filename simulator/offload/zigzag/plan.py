@@ -125,6 +125,11 @@ class Plan:
         return self.block * self.stages
 
     @property
+    def fill(self) -> float:
+        """Prefill of all blocks over what a stage computes: the last stage waits until the first block has passed the others."""
+        return 1.0 + (self.stages - 1) / self.stages
+
+    @property
     def steps(self) -> int:
         """Decode steps: the first token comes out of the prefill."""
         return self.output - 1

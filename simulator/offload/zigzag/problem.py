@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from simulator.offload.emit import binding_links
 from simulator.offload.placement import Item, Phase, Place, Problem
 from simulator.offload.tiers import CXL, DRAM, GPU, NVME, Channel
 from simulator.offload.zigzag.plan import PAGEABLE, PREFILL, Plan, Split, make_plan
@@ -37,8 +38,8 @@ def build_problem(setup: Setup, short: Mapping[str, float]) -> Problem:
     scenario = setup.scenario
     assert isinstance(scenario, ZigzagScenario)
     plan = make_plan(setup)
-    on_gpu = make_plan(_with(setup, kv=Placement(), attention="gpu"))
-    on_cpu = make_plan(_with(setup, kv=Placement(dram=1.0))) if plan.cpu_attention else None
+    on_gpu = make_plan(_with(setup, kv=Placement(), attention="gpu", pageable=()))
+    on_cpu = make_plan(_with(setup, kv=Placement(dram=1.0), pageable=())) if plan.cpu_attention else None
     return _Builder(plan, on_gpu, on_cpu, scenario.strategy.optimised, scenario.strategy.objective).problem(
         short
     )
@@ -73,7 +74,7 @@ class _Builder:
         self.units = [plan.units[index] for index in plan.order]
         self.compute = BOTH if plan.cpu_attention else COMPUTE
         self.rate: dict[str, float] = {self.compute: 1.0}
-        self.crossed = self._crossed()
+        self.shared = shared_links(plan)
 
     def problem(self, short: Mapping[str, float]) -> Problem:
         plan = self.plan
@@ -83,7 +84,7 @@ class _Builder:
         )  # fmt: skip
         compute = {name: self._fixed(name) for name in PASSES}
         runs = {
-            "prefill": 0.0 if self.objective == "latency" and plan.steps else 1.0,
+            "prefill": 0.0 if self.objective == "latency" and plan.steps else plan.fill,
             "decode": float(plan.steps),
         }
         phases = tuple(Phase(name, runs[name], self._lanes(compute[name])) for name in PASSES)
@@ -264,15 +265,21 @@ class _Builder:
             self.rate[channel.name] = channel.rate
             sums.uses[each][channel.name] += size / efficiency
         for name, bandwidth in channel.links:
-            if self.crossed[name, bandwidth] > 1:
+            if (name, bandwidth) in self.shared:
                 self.rate[name] = bandwidth
                 sums.uses[each][name] += size
 
-    def _crossed(self) -> Counter[tuple[str, float]]:
-        """Count the channels that cross each link: one alone is no narrower than its channel."""
-        tiers = self.plan.tiers
-        pairs = [pair for pair in tiers.channels if not (self.plan.staged and set(pair) == {GPU, NVME})]
-        found = Counter(link for pair in pairs for link in dict.fromkeys(tiers.channels[pair].links))
-        if self.plan.cpu_attention and tiers.host is not None:
-            found.update(tiers.host.channel.links)
-        return found
+
+def used_channels(plan: Plan) -> tuple[Channel, ...]:
+    """Return the channels that a placement may use, those of the CPUs among them if they attend."""
+    tiers = plan.tiers
+    pairs = [pair for pair in tiers.channels if not (plan.staged and set(pair) == {GPU, NVME})]
+    host = (tiers.host.channel,) if plan.cpu_attention and tiers.host is not None else ()
+    return (*(tiers.channels[pair] for pair in pairs), *host)
+
+
+def shared_links(plan: Plan) -> frozenset[tuple[str, float]]:
+    """Return the links that several channels cross and that can hold a copy up beyond what its channel does."""
+    channels = used_channels(plan)
+    crossing = Counter(link for channel in channels for link in dict.fromkeys(channel.links))
+    return frozenset(link for link in binding_links(channels) if crossing[link] > 1)

@@ -181,10 +181,8 @@ def _memory(plan: Plan, account: Account) -> tuple[MemoryUse, ...]:
 
 def _outcome(setup: Setup, plan: Plan, account: Account) -> Outcome:
     weights, rows = account.weights, account.rows
-    # the last of several stages waits until the first block has passed the others, each as long as it takes itself
-    fill = 1.0 + (plan.stages - 1) / plan.stages
-    prefill, decode = fill * rows[0], weights[1:] @ rows[1:]
-    times = fill * float(account.times[0]), float(weights[1:] @ account.times[1:])
+    prefill, decode = plan.fill * rows[0], weights[1:] @ rows[1:]
+    times = plan.fill * float(account.times[0]), float(weights[1:] @ account.times[1:])
     total, memory = sum(times), _memory(plan, account)
     bottlenecks = {
         name: float(value) for name, value in zip(BOTTLENECKS, prefill + decode, strict=False) if value

@@ -157,3 +157,28 @@ def test_a_problem_knows_every_tier_of_the_machine():
     assert tiers == ["gpu", "dram", "cxl", "nvme"]
     assert problem.capacity["dram in decode"] == pytest.approx(4e9 - 1e6)
     assert place(problem).shares["weights"]["gpu"] == pytest.approx(1.0)
+
+
+def test_what_is_not_in_dram_is_not_pageable_any_more():
+    # all of it fits on the accelerator
+    setup = toy({**OPEN, "strategy.pageable": "[weights, kv]"})
+    assert choose(setup).scenario.strategy.pageable == ()
+    assert simulate(setup).fits
+
+
+def test_stages_are_placed_with_the_fill_of_the_pipeline():
+    keys = {**SMALL, **OPEN, "hardware": "{node: toy-node, nodes: 2}", "strategy.pipeline_parallel": "2"}
+    outcome = simulate(toy(keys))
+    assert outcome.fits
+    planned = outcome.metrics["planned_throughput"].value
+    assert throughput(outcome) == pytest.approx(planned, rel=0.2)
+
+
+def test_channels_grow_with_the_link_that_bounds_them():
+    # DRAM, CXL and drive share the switch's link to the GPU
+    keys = {**SMALL, **OPEN, "hardware": "toy-cxl-node", "link.toy-pcie.bandwidth": "0.2 GB/s"}
+    setup = toy(keys)
+    found = {each.resource: each.gain for each in worths(choose(setup), "throughput")}
+    faster = simulate(toy({**keys, "link.toy-pcie.bandwidth": "0.22 GB/s"}))
+    gain = throughput(faster) / throughput(simulate(setup)) - 1.0
+    assert max(found.get(name, 0.0) for name in ("dram to gpu", "cpu>pcie")) == pytest.approx(gain, rel=0.3)
