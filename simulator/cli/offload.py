@@ -10,8 +10,10 @@ FLAGS = (
     Flag("--batch", "workload.batch", "Sequences of one GPU batch.", required=True),
     Flag("--batches", "workload.batches", "GPU batches of a block, which share each load of a layer."),
     Flag("--weights-dram", "strategy.weights.dram", "Share of the weights in host memory."),
+    Flag("--weights-cxl", "strategy.weights.cxl", "Share of the weights in CXL memory."),
     Flag("--weights-nvme", "strategy.weights.nvme", "Share of the weights on flash."),
     Flag("--kv-dram", "strategy.kv.dram", "Share of the KV cache in host memory."),
+    Flag("--kv-cxl", "strategy.kv.cxl", "Share of the KV cache in CXL memory."),
     Flag("--kv-nvme", "strategy.kv.nvme", "Share of the KV cache on flash."),
     Flag(
         "--attention",
@@ -36,5 +38,7 @@ command = scenario_command(
     \b
     memroof offload opt-30b gcp-n1-t4 --prompt 512 --output 32 --batch 64 --batches 10 \\
         --weights-dram 1.0 --kv-dram 1.0
+    memroof offload opt-30b gcp-n1-t4 --prompt 512 --output 32 --batch 48 --batches 3 \\
+        --set strategy.weights=optimal --set strategy.kv=optimal
     """,
 )

@@ -68,6 +68,8 @@ class Emitter:
         self._links: dict[tuple[str, float], int] = {}
         self._paths: dict[tuple[tuple[str, float], ...], tuple[int, ...]] = {}
         self._priced: dict[tuple[int, int], tuple[float, Rows]] = {}
+        self._gate: tuple[int, ...] = ()
+        self._gated = 0
 
     @property
     def gpu(self) -> int:
@@ -197,6 +199,15 @@ class Emitter:
         by_pass[self.number] = by_pass.get(self.number, 0.0) + size
         self.moved[channel] = self.moved.get(channel, 0.0) + size
 
+    def barrier(self) -> None:
+        """Have all tasks from here on wait for all tasks so far."""
+        if self.program.n_tasks > self._gated:
+            since = range(self._gated, self.program.n_tasks)
+            task = self.program.compute(
+                self.stream("barrier"), 0.0, after=(*self._gate, *since), name="barrier"
+            )
+            self._gate, self._gated = (self._note(task, np.zeros(len(COLUMNS))),), self.program.n_tasks
+
     def stream(self, name: str) -> int:
         """Return the stream of that name, a new one where there is none yet."""
         if name not in self._streams:
@@ -204,6 +215,7 @@ class Emitter:
         return self._streams[name]
 
     def _after(self, after: Sequence[int]) -> Sequence[int]:
+        after = (*after, *self._gate) if self._gate else after
         last = self.program.n_tasks - 1
         return (*after, last) if self.serial and last >= 0 and last not in after else after
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from simulator.engine import Program
 from simulator.offload.columns import Price, Rows
 from simulator.offload.emit import Emitter
-from simulator.offload.tiers import DRAM, GPU, NVME
+from simulator.offload.tiers import DRAM, GPU
+from simulator.offload.zigzag.moves import Moves
 from simulator.offload.zigzag.plan import PREFILL, Plan
 from simulator.offload.zigzag.prices import Unit
 
@@ -26,7 +27,7 @@ class Lowered:
     steps: tuple[int, ...]
     """The passes in it: :data:`~simulator.offload.zigzag.plan.PREFILL` or the number of a decode step."""
     shares: Sequence[Rows]
-    """By task, the division of its seconds over :data:`~simulator.offload.zigzag.prices.COLUMNS`."""
+    """By task, the division of its seconds over :data:`~simulator.offload.columns.COLUMNS`."""
     pass_of: Sequence[int]
     """By task, the position of its pass in ``steps``."""
     carried: Mapping[str, Mapping[int, float]]
@@ -52,7 +53,7 @@ def lower(plan: Plan, steps: Sequence[int]) -> Lowered:
 
 @dataclass(slots=True)
 class _Fetched:
-    """Copies of a cache that is on its way to be attended to, and the buffers it is in: (tier, since, bytes)."""
+    """Copies of what a computation waits for, and the buffers that it is in: (tier, since, bytes)."""
 
     tasks: list[int]
     buffers: list[tuple[str, int, float]]
@@ -60,10 +61,12 @@ class _Fetched:
 
 @dataclass(slots=True)
 class _Slot:
-    """One unit in one pass, with what its weights hold up and what holds them up."""
+    """One unit of one block in one pass, with what its weights hold up and what holds them up."""
 
     number: int
     step: int
+    stage: int
+    """Number of the block among those in flight."""
     position: int
     unit: Unit
     loads: list[tuple[int, float]]
@@ -78,9 +81,11 @@ class _Zigzag:
     def __init__(self, plan: Plan, steps: tuple[int, ...]) -> None:
         self.plan, self.steps = plan, steps
         self.emit = Emitter(plan.name, plan.tiers, channels=plan.channels, serial=plan.prefetch == 0)
+        self.moves = Moves(plan, self.emit)
         self.slots = [
-            _Slot(number, step, position, plan.units[index], [], [])
+            _Slot(number, step, stage, position, plan.units[index], [], [])
             for number, step in enumerate(steps)
+            for stage in range(plan.stages)
             for position, index in enumerate(plan.order)
         ]
         self.names = [plan.place(position) for position in range(len(plan.order))]
@@ -88,10 +93,18 @@ class _Zigzag:
         self.computed: list[int] = []
         """Last computation of each item: a batch in a slot."""
         self.fetched: dict[int, _Fetched] = {}
-        self.stored: dict[tuple[int, int], list[int]] = {}
-        """By position and batch, the copies that stored its latest keys and values."""
+        self.arrived: dict[int, _Fetched] = {}
+        """Hidden states by item."""
+        self.stored: dict[tuple[int, int, int], list[int]] = {}
+        """By block, position and batch, the copies that stored its latest keys and values."""
+        self.left: dict[int, list[int]] = {}
+        """By item, the copies of its hidden states to where they wait."""
+        self.due: list[tuple[int, int, bool]] = []
+        """Items whose cache and hidden states are stored beside the next: number, task, whether the new cache is in DRAM."""
+        # a single batch is always the one that is computed
+        self.moves_hidden = bool(plan.hidden.away) and plan.batches > 1
         # weights that share a queue with the cache come in as many pieces as there are batches, not to hold it up
-        shares_queue = plan.prefetch and plan.cache.away and not plan.cpu_attention
+        shares_queue = plan.prefetch and plan.cache.away and not plan.cpu_attention and not plan.barrier
         self.pieces = plan.batches if shares_queue else 1
 
     def lowered(self) -> Lowered:
@@ -104,11 +117,12 @@ class _Zigzag:
         opening = -1
         for index, slot in enumerate(self.slots):
             first = self._pass_through(index, slot)
-            if slot.position == 0:
+            if slot.position == 0 and slot.stage == 0:
                 opening = first
-            if slot.position == len(self.names) - 1:
+            if slot.position == len(self.names) - 1 and slot.stage == self.plan.stages - 1:
                 ends.append(slot.last)
                 self._activations(slot, opening)
+        self._store(self.due)
         emit = self.emit
         return Lowered(emit.program, self.steps, emit.shares, emit.pass_of, emit.carried, ends, emit.gpu)
 
@@ -120,26 +134,42 @@ class _Zigzag:
 
     def _pass_through(self, index: int, slot: _Slot) -> int:
         """Compute all batches of one unit; returns the first computation."""
-        plan = self.plan
+        plan, emit = self.plan, self.emit
         first = -1
+        self._load_rest(index)
         for batch in range(plan.batches):
             item = index * plan.batches + batch
             # copies queue in the order in which they are needed: the next batch's cache, then weights ahead
-            if not self.emit.serial:
+            if not emit.serial:
                 self._fetch(item + 1)
             if batch < self.pieces:
                 self._load(index + plan.prefetch)
-            if self.emit.serial:
+            if emit.serial:
                 self._fetch(item)
-            self.emit.number = slot.number
-            started = self._compute(item, slot, batch)
+            waiting, self.due = self.due, []
+            due: list[int] = []
+            if plan.barrier:
+                # hidden states move on the stream that computes, before the computation
+                due = self._send(waiting)
+                due += self._receive(item + 1, due).tasks
+            else:
+                self._receive(item if emit.serial else item + 1, [])
+            emit.number = slot.number
+            started = self._compute(item, slot, batch, due)
             if batch == 0:
                 first = started
                 self._grow(slot, started)
+            if plan.barrier:
+                self._store(waiting)
+                emit.barrier()
+            else:
+                waiting, self.due = self.due, []
+                self._send(waiting)
+                self._store(waiting)
         slot.last = self.computed[-1]
         for task, size in slot.loads:
             name = f"streamed weights of {self.names[slot.position]}"
-            self.emit.keep(GPU, size, "buffers", name, at=task, until=[slot.last])
+            emit.keep(GPU, size, "buffers", name, at=task, until=[slot.last])
         return first
 
     # --- what passes hold --------------------------------------------------------------------------------------------
@@ -149,7 +179,10 @@ class _Zigzag:
         plan = self.plan
         workspace = max(unit.workspace[slot.step != PREFILL] for unit in plan.units)
         hidden = plan.block * plan.new(slot.step) * plan.hidden_bytes
-        self.emit.keep(GPU, hidden, "activations", "hidden states", at=opening, until=[slot.last])
+        for tier, share in plan.hidden.by_tier.items():
+            self.emit.keep(
+                tier, hidden * share, "activations", "hidden states", at=opening, until=[slot.last]
+            )
         self.emit.keep(GPU, workspace, "activations", "tensors of a layer", at=opening, until=[slot.last])
 
     def _grow(self, slot: _Slot, first: int) -> None:
@@ -167,34 +200,41 @@ class _Zigzag:
 
     def _load(self, index: int) -> None:
         """Fetch one piece of a unit's weights into one of prefetch + 1 buffers, by way of as many in DRAM from flash."""
-        plan, emit = self.plan, self.emit
+        plan = self.plan
         if index >= len(self.slots) or not plan.weights.away:
             return
         slot = self.slots[index]
-        emit.number = slot.number
         vacated = index - plan.prefetch - 1
         free = [self.slots[vacated].last] if vacated >= 0 else []
-        name = f"{self.names[slot.position]}: weights"
-        size = slot.unit.weights / self.pieces
-        if plan.weights.dram:
-            part = size * plan.weights.dram
-            slot.loads.append((emit.copy(DRAM, GPU, part, free, "weights", f"{name} to GPU"), part))
-        part = size * plan.weights.nvme
-        if part and not plan.tiers.staged:
-            slot.loads.append((emit.copy(NVME, GPU, part, free, "weights", f"{name} to GPU"), part))
-        elif part:
-            room = self.slots[vacated].staged if vacated >= 0 else []
-            read = emit.copy(NVME, DRAM, part, room, "weights", f"{name} to DRAM")
-            sent = emit.copy(DRAM, GPU, part, [*free, read], "weights", f"{name} to GPU")
-            emit.keep(DRAM, part, "buffers", f"{name} on their way", at=read, until=[sent])
-            slot.loads.append((sent, part))
-            slot.staged.append(sent)
+        room = self.slots[vacated].staged if vacated >= 0 else []
+        self._fetch_weights(slot, slot.unit.weights * plan.ahead(slot.unit) / self.pieces, free, room)
 
-    # --- cache -------------------------------------------------------------------------------------------------------
+    def _load_rest(self, index: int) -> None:
+        """Fetch what of a unit's weights was not fetched ahead, once the unit before it is done."""
+        slot = self.slots[index]
+        rest = slot.unit.weights * (1.0 - self.plan.ahead(slot.unit))
+        if rest and self.plan.weights.away:
+            self._fetch_weights(slot, rest, self.computed[-1:], self.computed[-1:])
+
+    def _fetch_weights(self, slot: _Slot, size: float, free: Sequence[int], room: Sequence[int]) -> None:
+        self.emit.number = slot.number
+        name = f"{self.names[slot.position]}: weights"
+        for tier, share in self.plan.weights.by_tier.items():
+            if not share or tier == GPU:
+                continue
+            hops = self.moves.bring("weights", tier, size * share, free, name, room=room)
+            slot.loads.append((hops[-1][1], size * share))
+            if len(hops) > 1:
+                slot.staged.append(hops[-1][1])
+                self.emit.keep(
+                    DRAM, size * share, "buffers", f"{name} on their way", at=hops[0][1], until=[hops[-1][1]]
+                )
+
+    # --- cache and hidden states -------------------------------------------------------------------------------------
 
     def _fetch(self, item: int) -> None:
         """Fetch the cache that an item attends to into one of two buffers; CPUs attend in DRAM."""
-        plan, emit = self.plan, self.emit
+        plan = self.plan
         index, batch = divmod(item, plan.batches)
         if index >= len(self.slots):
             return
@@ -202,61 +242,85 @@ class _Zigzag:
         size = plan.batch * slot.unit.cache_bytes(plan.cached(slot.step))
         if slot.step == PREFILL or not size * plan.cache.away:
             return
-        emit.number = slot.number
-        after = self.stored.get((slot.position, batch), [])
+        self.emit.number = slot.number
+        after = self.stored.get((slot.stage, slot.position, batch), [])
         if item >= 2:
             after = [*after, self.computed[item - 2]]
         name = f"{self.names[slot.position]}: cache"
         fetched = self.fetched[item] = _Fetched([], [])
-        if plan.cache.dram and not plan.cpu_attention:
-            part = size * plan.cache.dram
-            task = emit.copy(DRAM, GPU, part, after, "cache", f"{name} to GPU")
-            fetched.tasks.append(task)
-            fetched.buffers.append((GPU, task, part))
-        if plan.cache.nvme:
-            self._fetch_from_flash(fetched, size * plan.cache.nvme, after, name)
+        target = DRAM if plan.cpu_attention else GPU
+        for tier, share in plan.cache.by_tier.items():
+            if not share or tier in (GPU, target):
+                continue
+            for reached, task in self.moves.bring("kv", tier, size * share, after, name, target=target):
+                fetched.tasks.append(task)
+                fetched.buffers.append((reached, task, size * share))
 
-    def _fetch_from_flash(self, fetched: _Fetched, size: float, after: list[int], name: str) -> None:
-        plan, emit = self.plan, self.emit
-        source = NVME
-        if plan.tiers.staged:
-            task = emit.copy(NVME, DRAM, size, after, "cache", f"{name} to DRAM")
-            fetched.tasks.append(task)
-            fetched.buffers.append((DRAM, task, size))
-            source, after = DRAM, [task]
-        if not plan.cpu_attention:
-            task = emit.copy(source, GPU, size, after, "cache", f"{name} to GPU")
-            fetched.tasks.append(task)
-            fetched.buffers.append((GPU, task, size))
+    def _receive(self, item: int, after: list[int]) -> _Fetched:
+        """Bring the hidden states of an item back to the accelerator; token numbers that begin a pass are there."""
+        plan = self.plan
+        index = item // plan.batches
+        if index >= len(self.slots) or not self.moves_hidden or self.slots[index].position == 0:
+            return _Fetched([], [])
+        slot = self.slots[index]
+        size = plan.batch * plan.new(slot.step) * plan.hidden_bytes
+        before = item - plan.batches
+        self.emit.number = slot.number
+        after = [*after, *self.left.get(before, [])]
+        if item >= 2 and not plan.barrier:
+            after = [*after, self.computed[item - 2]]
+        found = self.arrived[item] = _Fetched([], [])
+        for tier, share in plan.hidden.by_tier.items():
+            if share and tier != GPU:
+                hops = self.moves.bring(
+                    "hidden", tier, size * share, after, f"{self.names[slot.position]}: hidden states"
+                )
+                found.tasks += [task for _, task in hops]
+                found.buffers += [(reached, task, size * share) for reached, task in hops]
+        return found
 
-    def _store(self, slot: _Slot, batch: int, task: int, *, in_dram: bool) -> None:
-        """Move the new keys and values of a batch to where they stay; after CPU attention they are in DRAM."""
-        plan, emit = self.plan, self.emit
-        size = plan.batch * slot.unit.cache_bytes(plan.new(slot.step))
-        # those of the last token are never read again
-        if not size * plan.cache.away or slot.step == plan.steps - 1:
-            return
-        name = f"{self.names[slot.position]}: new cache"
-        away, written = size * plan.cache.away, size * plan.cache.nvme
-        copies = []
-        if not in_dram:
-            target = DRAM if plan.tiers.staged else NVME
-            copies.append(emit.copy(GPU, target, away, [task], "cache", f"{name} to {target}"))
-            emit.keep(GPU, away, "buffers", name, at=task, until=copies)
-        if written and plan.tiers.staged:
-            arrived = copies[-1] if copies else task
-            copies.append(emit.copy(DRAM, NVME, written, [arrived], "cache", f"{name} to {NVME}"))
-            emit.keep(DRAM, written, "buffers", name, at=arrived, until=copies[-1:])
-        self.stored[slot.position, batch] = copies
+    def _send(self, items: Sequence[tuple[int, int, bool]]) -> list[int]:
+        """Send hidden states of computed items to where they wait; those of the last unit are tokens."""
+        plan, copies = self.plan, []
+        for item, task, _ in items:
+            slot = self.slots[item // plan.batches]
+            if not self.moves_hidden or slot.position == len(self.names) - 1:
+                continue
+            self.emit.number = slot.number
+            size = plan.batch * plan.new(slot.step) * plan.hidden_bytes
+            parts = {
+                tier: size * share for tier, share in plan.hidden.by_tier.items() if share and tier != GPU
+            }
+            name = f"{self.names[slot.position]}: hidden states"
+            self.left[item] = self.moves.away("hidden", parts, [task], name)
+            copies += self.left[item]
+        return copies
+
+    def _store(self, items: Sequence[tuple[int, int, bool]]) -> None:
+        """Move the new keys and values of computed items to where they stay; after CPU attention they are in DRAM."""
+        plan = self.plan
+        for item, task, in_dram in items:
+            slot = self.slots[item // plan.batches]
+            size = plan.batch * slot.unit.cache_bytes(plan.new(slot.step))
+            # those of the last token are never read again
+            if not size * plan.cache.away or slot.step == plan.steps - 1:
+                continue
+            self.emit.number = slot.number
+            parts = {
+                tier: size * share for tier, share in plan.cache.by_tier.items() if share and tier != GPU
+            }
+            name = f"{self.names[slot.position]}: new cache"
+            copies = self.moves.away("kv", parts, [task], name, source=DRAM if in_dram else GPU)
+            self.stored[slot.stage, slot.position, item % plan.batches] = copies
 
     # --- computation -------------------------------------------------------------------------------------------------
 
-    def _compute(self, item: int, slot: _Slot, batch: int) -> int:
-        """Compute one batch through one unit and store its cache; returns the first computation."""
+    def _compute(self, item: int, slot: _Slot, batch: int, due: list[int]) -> int:
+        """Compute one batch through one unit; returns the first computation."""
         emit, unit = self.emit, slot.unit
         name = self.names[slot.position]
-        fetched = self.fetched.pop(item, _Fetched([], []))
-        needs = [task for task, _ in slot.loads] if batch == 0 else []
+        fetched, hidden = self.fetched.pop(item, _Fetched([], [])), self.arrived.pop(item, _Fetched([], []))
+        needs = [*due, *hidden.tasks] + ([task for task, _ in slot.loads] if batch == 0 else [])
         sent = -1
         if slot.step == PREFILL:
             first = last = emit.compute(unit.prefill, 0, needs, "prefill", name)
@@ -265,10 +329,11 @@ class _Zigzag:
             first = last = emit.compute(self.decode[id(unit)], slot.step, needs, "decode", name)
         else:
             first, sent, last = self._beside_host(slot, unit.host, needs, fetched)
-        for tier, task, size in fetched.buffers:
-            emit.keep(tier, size, "buffers", f"cache of {name}", at=task, until=[last])
+        for label, found in (("cache", fetched), ("hidden states", hidden)):
+            for tier, task, size in found.buffers:
+                emit.keep(tier, size, "buffers", f"{label} of {name}", at=task, until=[last])
         self.computed.append(last)
-        self._store(slot, batch, last if sent < 0 else sent, in_dram=sent >= 0)
+        self.due.append((item, last if sent < 0 else sent, sent >= 0))
         return first
 
     def _beside_host(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from simulator.cost import CostModel, peak_flops, stream_time
-from simulator.graph import Attention, Axis, Block, Numerics, Operator, Shape, Work, build
+from simulator.graph import Attention, Axis, Block, Operator, Shape, Work, build
 from simulator.offload.columns import COLUMNS, Price, Rows
 from simulator.offload.tiers import Host
+from simulator.offload.zigzag.formats import Formats
 from simulator.specs import MemroofError, Model, Span, ZigzagWorkload
 
 ALONE: Mapping[Axis, Span] = {"tensor": Span(()), "expert": Span(())}
 WIDENED_BYTES = 4.0
 """Bytes of a value in fp32."""
+WIDENED_PASSES = 3.0
+"""Passes of fp32 values over the DRAM: the line that a store misses is read (write-allocate), then written, then read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,14 @@ class Unit:
 def price_units(
     model: Model,
     workload: ZigzagWorkload,
-    numerics: Numerics,
+    formats: Formats,
     cost: CostModel,
     *,
     fused: bool,
     host: Host | None,
     host_share: float,
     widened: bool,
+    split: bool = False,
 ) -> tuple[tuple[Unit, ...], tuple[int, ...]]:
     """Return the distinct units of a model, and their order: embedding, layers, head.
 
@@ -77,8 +81,8 @@ def price_units(
     ----------
     model, workload : Model, ZigzagWorkload
         What is generated.
-    numerics : Numerics
-        Formats of products, weights and cache.
+    formats : Formats
+        Of products, and of weights and cache as they are stored.
     cost : CostModel
         Of the accelerator.
     fused : bool
@@ -89,50 +93,92 @@ def price_units(
         Share of the sequences whose decode attention the CPUs compute.
     widened : bool
         Whether the CPUs write the cache in fp32 before they use it.
+    split : bool
+        Whether attention and MLP of a layer are two units.
     """
+    numerics = formats.numerics
     batch, steps = workload.batch, workload.output - 1
     contexts = workload.prompt + np.arange(max(steps, 1), dtype=np.float64)
     prefill = build(
         model, Shape(batch, workload.prompt, 0, "prefill"), numerics=numerics, fused_attention=fused
     )
     decode = build(model, Shape(batch, 1, contexts, "decode"), numerics=numerics)
-    pricing = _Pricing(cost, host, host_share, widened, len(contexts))
+    pricing = _Pricing(cost, formats, host, host_share, widened, batch, workload.prompt, contexts)
     table = model.vocab_size * (model.embedding_size or model.hidden_size) if model.tie_word_embeddings else 0
-    width = numerics.weight_bytes
-    pairs = [
-        (prefill.embedding, decode.embedding),
-        *zip(prefill.blocks, decode.blocks, strict=True),
-        (prefill.head, decode.head),
+    parts = [
+        list(zip(cut_layer(first), cut_layer(later), strict=True)) if split else [(first, later)]
+        for first, later in zip(prefill.blocks, decode.blocks, strict=True)
     ]
-    units = []
-    for index, (first, later) in enumerate(pairs):
-        extra = table * width if index == len(pairs) - 1 else 0.0
-        units.append(pricing.unit(first, later, numerics, batch, extra))
-    return tuple(units), (0, *(1 + layer for layer in prefill.layers), len(pairs) - 1)
+    units = [pricing.unit(prefill.embedding, decode.embedding, 0.0)]
+    starts = []
+    for pairs in parts:
+        starts.append(range(len(units), len(units) + len(pairs)))
+        units += [pricing.unit(first, later, 0.0) for first, later in pairs]
+    units.append(pricing.unit(prefill.head, decode.head, table * formats.weight_bytes))
+    layers = [index for layer in prefill.layers for index in starts[layer]]
+    return tuple(units), (0, *layers, len(units) - 1)
+
+
+def cut_layer(block: Block) -> tuple[Block, ...]:
+    """Return a layer as its attention and its MLP; as it is, where it has no cache or no MLP behind its attention."""
+    cores = [i for i, operator in enumerate(block.operators) if operator.core]
+    later = range(cores[-1] + 1, len(block.operators)) if cores and np.any(block.kv_width) else range(0)
+    place = next((i for i in later if block.operators[i].name.startswith(("mlp.", "moe."))), None)
+    if place is None:
+        return (block,)
+    first, second = block.operators[:place], block.operators[place:]
+    between = next(name for name in second[0].inputs)
+    attention = replace(block, name=f"{block.name} attention", operators=first)
+    return attention, replace(block, name=f"{block.name} MLP", operators=second, input=between, kv_width=0)
 
 
 class _Pricing:
-    def __init__(self, cost: CostModel, host: Host | None, share: float, widened: bool, steps: int) -> None:
-        self.cost, self.host, self.share, self.widened, self.steps = cost, host, share, widened, steps
+    def __init__(
+        self,
+        cost: CostModel,
+        formats: Formats,
+        host: Host | None,
+        share: float,
+        widened: bool,
+        batch: int,
+        prompt: int,
+        contexts: Rows,
+    ) -> None:
+        self.cost, self.formats, self.host, self.share, self.widened = cost, formats, host, share, widened
+        self.batch, self.prompt, self.contexts, self.steps = batch, prompt, contexts, len(contexts)
 
-    def unit(self, first: Block, later: Block, numerics: Numerics, batch: int, borrowed: float) -> Unit:
-        stored = float(later.parameters) * numerics.weight_bytes
-        token = float(later.kv_width) * numerics.kv_bytes
+    def unit(self, first: Block, later: Block, borrowed: float) -> Unit:
+        """Price a unit; of a tied head, ``borrowed`` bytes are the embedding's."""
+        formats, batch = self.formats, self.batch
+        parameters, values = float(later.parameters), float(later.kv_width)
+        stored, token = parameters * formats.weight_bytes, values * formats.kv_bytes
         before, core, after = _split(later.operators) if token else (later.operators, (), ())
         attention = [work for work in _works(core) if isinstance(work, Attention)]
         on_gpu = _scaled(_works(core), 1.0 - self.share)
         on_host = _scaled(attention, self.share)
         host, traffic = self._host(on_host) if on_host else (None, np.zeros(self.steps))
+        window = float(later.kv_window)
+        weights = formats.expand_weights(parameters + borrowed / formats.weight_bytes)
+        cached = batch * values * np.minimum(self.contexts, window)
+        prompted, added = batch * values * self.prompt, batch * values
+        # expanded copies live while the unit runs: its weights, and the cache of the batch that is attended to
+        extra = formats.expanded_weights(parameters + borrowed / formats.weight_bytes)
+        held = (
+            live_bytes(first) + extra,
+            live_bytes(later) + extra + formats.expanded_cache(float(np.max(cached))),
+        )
         return Unit(
             later.name, stored + borrowed, stored,
-            self._price(_works(first.operators), 1), self._price(_works(before), self.steps),
-            self._price(on_gpu, self.steps), self._price(_works(after), self.steps), host, traffic,
+            self._price([*weights, *_works(first.operators), *formats.narrow_cache(prompted)], 1),
+            self._price([*weights, *_works(before)], self.steps),
+            self._price([*formats.expand_cache(cached), *on_gpu], self.steps),
+            self._price([*_works(after), *formats.narrow_cache(added)], self.steps), host, traffic,
             sum(float(w.heads * w.queries * w.qk_dim * w.activation_bytes) for w in attention),
             sum(float(w.heads * w.queries * w.v_dim * w.activation_bytes) for w in attention),
-            token, float(later.kv_window), (live_bytes(first), live_bytes(later)),
+            token, window, held,
         )  # fmt: skip
 
-    def _price(self, works: list[Work], steps: int) -> Price:
+    def _price(self, works: Sequence[Work], steps: int) -> Price:
         total = self.cost.total(works, ALONE)
         return _price({**total.by_bound, **total.by_class}, steps)
 
@@ -160,10 +206,11 @@ class _Pricing:
 def host_traffic(cache: Any, kv_bytes: float, *, widened: bool) -> Any:
     """Return the DRAM traffic of attention on the CPU over ``cache`` bytes of keys and values [B].
 
-    Read once where the kernel is fused; where values are widened first, each is read in its own width, written in fp32
-    and read again.
+    Read once where the kernel is fused; where values are widened first, each is read in its own width, written in fp32 (which
+    reads the line first: ordinary stores allocate, Intel 64 and IA-32 Architectures Optimization Reference Manual, section on
+    non-temporal stores) and read again.
     """
-    return cache * (1.0 + 2.0 * WIDENED_BYTES / kv_bytes) if widened else cache
+    return cache * (1.0 + WIDENED_PASSES * WIDENED_BYTES / kv_bytes) if widened else cache
 
 
 def live_bytes(block: Block) -> float:

@@ -35,8 +35,13 @@ def remedies(setup: Setup) -> Iterator[Remedy]:
     assert isinstance(scenario, ZigzagScenario)  # or make_plan had refused it
     if plan.prefetch > 1:
         yield Remedy("fetch one layer ahead", {"strategy.prefetch": "1"})
-    yield from _moves(plan, "weights", plan.weights, plan.stored_bytes(), short)
-    yield from _moves(plan, "kv", plan.cache, plan.cache_bytes(), short)
+    for key, split, size in (
+        ("weights", plan.weights, plan.stored_bytes()),
+        ("kv", plan.cache, plan.cache_bytes()),
+    ):
+        # an optimal placement is the one that needs least, and one with shares on CXL is the user's own
+        if key not in scenario.strategy.optimised and not split.cxl:
+            yield from _moves(plan, key, split, size, short)
     yield from _smaller(plan)
     yield from _narrower(scenario)
 

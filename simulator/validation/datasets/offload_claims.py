@@ -47,6 +47,8 @@ SYSTEMS: Mapping[str, str] = {
     "Data Tiering": "shipped_claims",
     "InfLLM": "shipped_claims",
     "FlightLLM": "shipped_claims",
+    "FlexGen": "streaming_claims",
+    "ZeRO-Inference": "streaming_claims",
 }
 """By the name of the system in the file, the module of this package whose ``claim`` reads its rows."""
 UNKNOWN = "system has no scenarios yet"

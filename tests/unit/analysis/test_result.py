@@ -204,7 +204,7 @@ def test_what_was_measured_holds_only_for_the_scenario_as_it_stands() -> None:
 
 
 def test_dram_and_flash_move_an_offload_answer() -> None:
-    result = run("published/flexgen-opt-30b-t4")
+    result = run("published/flexgen2023/opt-30b")
     effects = {row.figure: row.effect for row in result.sensitivity()}
     assert effects["host DRAM bandwidth"] > 0.01
     storage = run("offload/opt-30b-t4").sensitivity()[0]

@@ -68,6 +68,33 @@ wires:
   - {between: [dram, cpu], link: toy-bus}
   - {between: [nvme, cpu], link: toy-lanes}
 """,
+    "hardware_specs/devices/toy-cxl.yaml": """
+kind: cxl
+name: toy-cxl
+technology: CXL
+source: made up
+capacity: 8 GB
+read_bandwidth: 5 GB/s
+write_bandwidth: 5 GB/s
+""",
+    "hardware_specs/nodes/toy-cxl-node.yaml": """
+kind: node
+name: toy-cxl-node
+source: made up
+components:
+  gpu: {device: toy-gpu}
+  cpu: {device: toy-cpu}
+  dram: {device: toy-dram}
+  cxl: {device: toy-cxl}
+  nvme: {device: toy-ssd}
+  pcie: {switch: true}
+wires:
+  - {between: [gpu, pcie], link: toy-pcie}
+  - {between: [pcie, cpu], link: toy-pcie}
+  - {between: [dram, cpu], link: toy-bus}
+  - {between: [cxl, cpu], link: toy-pcie}
+  - {between: [nvme, pcie], link: toy-lanes}
+""",
     "hardware_specs/nodes/toy-striped.yaml": """
 kind: node
 name: toy-striped

@@ -162,7 +162,7 @@ def test_cpu_attention_is_a_roofline_over_its_dram():
     widened = simulate(
         toy_with(kv="dram", attention="cpu", prefetch="0", weights="gpu", cpu_attention="widened")
     )
-    assert widened.bottlenecks["host"] == pytest.approx(5.0 * cache / 20e9, rel=1e-9)
+    assert widened.bottlenecks["host"] == pytest.approx(7.0 * cache / 20e9, rel=1e-9)
 
 
 def test_a_slow_cpu_is_bound_by_its_arithmetic():

@@ -409,9 +409,9 @@ def test_offloaded_generation_is_placed_as_its_system_does(tmp_path):
     file.write_text(OFFLOADED)
     loaded = offload.DATASETS[0].load(file, CATALOG)
     (part,) = loaded.parts
-    assert part.rows.tolist() == [2, 3, 4]
-    assert sum(loaded.skipped.values()) == 4
-    assert {offload.PIPELINED, runs.UNKNOWN_DEVICE} < set(loaded.skipped)
+    assert part.rows.tolist() == [2, 3, 4, 5]
+    assert sum(loaded.skipped.values()) == 3
+    assert {offload.PIPELINED, runs.UNKNOWN_DEVICE} <= set(loaded.skipped)
     rows = list(pd.read_csv(file).itertuples(index=False))
     flexgen, accelerate, deepspeed = (offload._content(row) for row in rows[:3])
     assert flexgen["workload"] == {"prompt": 512, "output": 4, "batch": 48, "batches": 3}
@@ -421,6 +421,79 @@ def test_offloaded_generation_is_placed_as_its_system_does(tmp_path):
         "precision": "fp16",
         "fused_attention": False,
         "weights": "dram",
-        "prefetch": 1,
+        "prefetch_bytes": "100 MB",
     }
     assert np.isfinite(part.predict(constants_for(CATALOG, "t4"))).all()
+
+
+@pytest.mark.parametrize(
+    ("system", "placement", "precision", "expected"),
+    [
+        (
+            "ZeRO-Inference",
+            "nvme_offload ; kv cache on cpu",
+            "fp16",
+            {"weights": "nvme", "kv": "dram", "pageable": ["kv"]},
+        ),
+        (
+            "FlexGen",
+            "cpu_offload ; kv on gpu",
+            "int4 weights",
+            {
+                "weights": "dram",
+                "weight_precision": "int4",
+                "weight_group": 64,
+                "expansion": "passes",
+                "barrier": True,
+            },
+        ),
+    ],
+)
+def test_rows_of_the_a6000_say_where_weights_and_cache_lie(system, placement, precision, expected):
+    from simulator.validation.datasets import offload
+
+    columns = ("system", "model", "hardware", "batch", "prompt_len", "gen_len", "placement", "precision")
+    row = pd.DataFrame(
+        [(system, "OPT-30B", offload.A6000, 24, 512, 32, placement, precision)], columns=columns
+    )
+    content = offload._content(next(row.itertuples(index=False)))
+    assert content["hardware"] == {"node": "rtx-a6000-server"}
+    assert expected.items() <= content["strategy"].items()
+
+
+def claimed(**row):
+    from simulator.validation.datasets.streaming_claims import claim
+
+    base = {
+        "system": "FlexGen", "model": "OPT-175B", "workload": "prompt 512, generate 32", "strategy": "FlexGen",
+        "metric": "generation throughput", "value": 0.69,
+    }  # fmt: skip
+    return claim(next(pd.DataFrame([{**base, **row}]).itertuples(index=False)))
+
+
+def test_claims_of_flexgen_are_scenarios_with_their_drive_and_stages():
+    slow = claimed(workload="prompt 512, SSD 0.5 GB/s, generate 32", value=0.30)
+    assert slow.measured == 0.30
+    # nameplate over what the paper reads: 2.65 over 1.6
+    assert slow.contents[0]["hardware"]["changes"]["components"]["nvme"] == {"bandwidth": "0.8281 GB/s"}
+    four = claimed(workload="prompt 512, 4x T4 pipeline, generate 32")
+    assert four.contents[0]["hardware"] == {"node": "gcp-n1-t4", "nodes": 4}
+    assert four.contents[0]["strategy"]["pipeline_parallel"] == 4
+    faster, slower = claimed(
+        system="ZeRO-Inference", workload="prompt 4, generate 10", metric="throughput ratio", value=1.14
+    ).contents
+    assert faster["strategy"]["prefetch_bytes"] == "100 MB"
+    assert slower["strategy"]["prefetch"] == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"metric": "decode cache read"}, "no outcome"),
+        ({"strategy": "another policy"}, "policy"),
+        ({"system": "ZeRO-Inference"}, "batch"),
+    ],
+)
+def test_claims_that_are_no_scenario_say_why(row, reason):
+    with pytest.raises(MemroofError, match=reason):
+        claimed(**row)
