@@ -13,7 +13,7 @@ from simulator.cost.custom_all_reduce import CustomConstants, custom_all_reduce_
 from simulator.cost.expert_exchange import ExchangeConstants, exchange_time, low_latency_exchange_time
 from simulator.cost.host_kernels import Sockets, host_product_time
 from simulator.cost.matmul import matmul_time
-from simulator.cost.model import CostModel
+from simulator.cost.model import ALONE, CostModel
 from simulator.cost.numeric import Parts, overlap
 from simulator.cost.overlap import Overlap
 from simulator.cost.peaks import peak_flops
@@ -22,6 +22,7 @@ from simulator.cost.streams import adam_bytes, gather_bytes, stream_time, transf
 from simulator.cost.uncertainty import class_errors, interval, relative_error
 
 __all__ = [
+    "ALONE",
     "BOUNDS",
     "OUTSTANDING_READS",
     "Algorithm",

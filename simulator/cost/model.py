@@ -38,6 +38,9 @@ from simulator.specs.hardware import Processor
 from simulator.specs.machine import Span
 from simulator.specs.measured import MeasuredTable
 
+ALONE: Mapping[Axis, Span] = {"tensor": Span(()), "expert": Span(())}
+"""Spans of an accelerator that shares its work with no other."""
+
 
 @dataclass(frozen=True)
 class CostModel:

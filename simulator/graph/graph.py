@@ -297,6 +297,27 @@ class Block:
         """Sum of :meth:`saved` [B]."""
         return sum(self.saved(recompute).values(), start=0.0)
 
+    def live_bytes(self, *, entering: bool = False) -> float:
+        """Return the most bytes of tensors that are alive at once while the block runs forward [B].
+
+        A tensor lives from the operator that writes it to the last that reads it; arrays count at their largest.
+
+        Parameters
+        ----------
+        entering : bool
+            Whether what comes from outside counts, the block's input above all; false where hidden states are counted apart.
+        """
+        last = {name: i for i, op in enumerate(self.operators) for name in (*op.outputs, *op.inputs)}
+        alive = {self.input} & last.keys() if entering else set()
+        most = 0.0
+        for i, op in enumerate(self.operators):
+            alive.update(name for name in op.outputs if entering or name != self.input)
+            if entering:
+                alive.update(op.inputs)
+            most = max(most, sum(float(np.max(self.tensors[name].size)) for name in alive))
+            alive = {name for name in alive if last[name] > i}
+        return most
+
     def digraph(self) -> networkx.DiGraph[str]:
         """The operators as a networkx DAG; an edge where one writes what another reads."""
         import networkx

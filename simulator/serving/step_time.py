@@ -27,7 +27,6 @@ from simulator.graph import (
     Matmul,
     ModelGraph,
     Numerics,
-    Operator,
     Partition,
     Shape,
     Work,
@@ -303,12 +302,12 @@ class StepPricer:
         """Activations alive at once in the largest iteration: ``tokens`` in the layers, ``sequences`` at the head [B]."""
         layers = self._graph(Shape(1, tokens, 0, "prefill"))
         blocks = (layers.embedding, *layers.blocks)
-        largest = max(_alive(block) for block in blocks)
+        largest = max(block.live_bytes(entering=True) for block in blocks)
         if not self._last:
             return largest
         head = self._graph(Shape(sequences, 1, 0, "prefill")).head
         gathered = sequences * self.model.vocab_size * LOGIT_BYTES if self.partition.tensor != 1 else 0.0
-        return max(largest, _alive(head) + gathered)
+        return max(largest, head.live_bytes(entering=True) + gathered)
 
     def _fixed(self, tokens: int, sampled: int, keys: int, decoding: int) -> Floats:
         run = self._padded(tokens)
@@ -439,18 +438,3 @@ def _half_of(new: Integers, cached: Integers) -> tuple[Integers, Integers]:
 
 def _names(graph: ModelGraph) -> set[str]:
     return {op.name for block in (graph.embedding, *graph.blocks) for op in block.operators}
-
-
-def _alive(block: Block) -> float:
-    """Largest sum of tensors that are alive at once while a block runs forward: made, and still to be read [B]."""
-    operators: tuple[Operator, ...] = block.operators
-    last: dict[str, int] = {}
-    first: dict[str, int] = {block.input: 0}
-    for index, operator in enumerate(operators):
-        for name in (*operator.inputs, *operator.outputs):
-            first.setdefault(name, index)
-            last[name] = index
-    return max(
-        sum(float(block.tensors[n].size) for n in last if first[n] <= index <= last[n])
-        for index in range(len(operators))
-    )

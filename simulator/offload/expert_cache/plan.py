@@ -13,7 +13,6 @@ from simulator.offload.columns import Rows
 from simulator.offload.expert_cache.prices import ExpertPrices, Layer, channel_of, price_layers
 from simulator.offload.expert_cache.routing import Replay, Router
 from simulator.offload.tiers import DRAM, GPU, Channel, Tiers, find_tiers
-from simulator.offload.zigzag.prices import live_bytes
 from simulator.specs import MemroofError, Processor, Span
 from simulator.specs.expert_cache_scenario import (
     ExpertCacheScenario,
@@ -195,7 +194,7 @@ def make_plan(setup: Setup) -> Plan:
     return Plan(
         scenario.name, strategy, workload, layers, experts, tiers, fetch, back, near, moe_layers,
         model.moe.num_experts, model.moe.num_experts_per_tok, tokens, decoding, contexts,
-        others * numerics.weight_bytes, held, max(live_bytes(block) for block, _ in first.all_blocks),
+        others * numerics.weight_bytes, held, max(block.live_bytes() for block, _ in first.all_blocks),
         model.hidden_size * numerics.activation_bytes, typical, spans,
         model.num_encoder_layers,
     )  # fmt: skip

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from simulator.cost import CostModel
-from simulator.graph import Axis, Elementwise, Matmul, Work
+from simulator.cost import ALONE, CostModel
+from simulator.graph import Elementwise, Matmul, Work
 from simulator.offload.columns import COLUMNS, Price
 from simulator.offload.feature_gather.access import MiniBatch
-from simulator.specs import Graph, Span
+from simulator.specs import Graph
 from simulator.specs.feature_gather_scenario import FeatureGatherWorkload
 
-ALONE: Mapping[Axis, Span] = {"tensor": Span(()), "expert": Span(())}
 LAYER_OPERATORS = 30
 """Kernels of a layer as DGL's SAGEConv and GraphConv call them (from memory, unverified). Forward 12: rows of the targets,
 message passing (degrees, cleared sums, sum, division), products with bias and their sum, activation, dropout. Backward 18: two

@@ -105,7 +105,7 @@ def price_pass(plan: Plan, shape: Shape) -> PassPrice:
         layers.append(known[key])
         moe += has_experts
     layers.append(pricing.end(on_gpu, on_host, first=False))
-    workspace = max(live_bytes(block) for block, _ in on_gpu.all_blocks) if plan.place.accelerators else 0.0
+    workspace = max(block.live_bytes() for block, _ in on_gpu.all_blocks) if plan.place.accelerators else 0.0
     return PassPrice(tuple(layers), workspace, pricing.hidden)
 
 
@@ -266,15 +266,3 @@ def _traffic(work: Work) -> float:
 
 def _nothing() -> Price:
     return Price(np.zeros((1, len(COLUMNS))))
-
-
-def live_bytes(block: Block) -> float:
-    """Return the most bytes of tensors that are alive at once while a block runs [B]."""
-    last = {name: i for i, op in enumerate(block.operators) for name in (*op.outputs, *op.inputs)}
-    alive: set[str] = set()
-    most = 0.0
-    for i, operator in enumerate(block.operators):
-        alive.update(operator.outputs)
-        most = max(most, sum(float(np.max(block.tensors[name].size)) for name in alive))
-        alive = {name for name in alive if last[name] > i}
-    return most

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.cost import CostModel, stream_time
+from simulator.cost import ALONE, CostModel, stream_time
 from simulator.graph import FORMAT_BYTES, Attention, Numerics, Operator, Shape, build
 from simulator.offload.columns import COLUMNS, Price
 from simulator.offload.place import Place, find_place
 from simulator.offload.tiers import DRAM, GPU, single
-from simulator.specs import MemroofError, MixedStreamScenario, Model, Span
+from simulator.specs import MemroofError, MixedStreamScenario, Model
 from simulator.strategy import Setup
-
-ALONE = Span(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +208,7 @@ class _Pricing:
 
     def price(self, operators: Iterable[Operator]) -> Price:
         works = (work for op in operators for work in op.forward)
-        total = self.setup.cost.total(works, {"tensor": ALONE, "expert": ALONE})
+        total = self.setup.cost.total(works, ALONE)
         row = np.zeros(len(COLUMNS))
         for name, seconds in (*total.by_bound.items(), *total.by_class.items()):
             if name in COLUMNS:  # a single accelerator waits for no link of its own

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.cost import relative_error
+from simulator.cost import ALONE, relative_error
 from simulator.engine import Timeline, execute
 from simulator.graph import Shape, build
 from simulator.offload.answer import bound_by, by_class, critical, link_table, memory_uses
 from simulator.offload.mixed_stream.bounds import host_bandwidth, stream_time, token_rate
 from simulator.offload.mixed_stream.lower import ITERATIONS, Lowered, lower
-from simulator.offload.mixed_stream.plan import ALONE, Plan, make_plan
+from simulator.offload.mixed_stream.plan import Plan, make_plan
 from simulator.offload.tiers import DRAM
 from simulator.specs import OperatorClass
 from simulator.strategy import Metric, Outcome, Setup, constants_used, pass_errors
@@ -42,9 +42,7 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     iteration = ends[-1] - ends[-2]
     row = critical(lowered.emit, timeline) / ends[-1] * iteration
     shape = Shape(plan.decoding, 1, plan.prompt + plan.output // 2, "decode")
-    errors = pass_errors(
-        setup.cost, build(plan.model, shape, numerics=plan.numerics), {"tensor": ALONE, "expert": ALONE}
-    )
+    errors = pass_errors(setup.cost, build(plan.model, shape, numerics=plan.numerics), ALONE)
     if setup.host is not None:
         errors = errors | {"host": setup.host.calibration.error["decode-attention"]}
     busy = _within(lowered.emit.gpu, timeline, ends[-2], ends[-1]) / iteration

@@ -48,12 +48,12 @@ class Activity:
         most frequent neurons is left out.
         """
         cold = self.weight * (1.0 - self._inside(hot))
-        return float(cold @ (self.frequency * (1.0 - self.frequency) ** window))
+        return float(cold @ (self.frequency * self._absent(window)))
 
     def kept(self, window: float, hot: float = 0.0) -> float:
         """Return the share of the neurons that at least one of the last ``window`` tokens needed, hot ones left out."""
         cold = self.weight * (1.0 - self._inside(hot))
-        return float(cold @ (1.0 - (1.0 - self.frequency) ** window))
+        return float(cold @ (1.0 - self._absent(window)))
 
     def covered(self, share: float) -> float:
         """Return the share of all neurons that a token needs among the ``share`` of most frequent ones."""
@@ -78,6 +78,13 @@ class Activity:
     def thinned(self, share: float) -> Activity:
         """Return the same neurons where only a ``share`` of tokens asks for them at all (experts chosen by a router)."""
         return Activity(self.rank, self.weight, self.frequency * share)
+
+    def _absent(self, window: float) -> Array:
+        """Probability that none of the last ``window`` tokens needed a neuron; a part of a token needs its part."""
+        if window < 1.0:
+            return 1.0 - window * self.frequency
+        absent: Array = (1.0 - self.frequency) ** window
+        return absent
 
     def _inside(self, share: float) -> Array:
         """Which part of each node's neurons is among the ``share`` of most frequent ones."""

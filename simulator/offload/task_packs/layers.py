@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.cost import CostModel
+from simulator.cost import ALONE, CostModel
 from simulator.graph import Block, ModelGraph, Numerics, Shape, build
 from simulator.offload.columns import BOTTLENECKS, COLUMNS, Rows
-from simulator.offload.zigzag.prices import ALONE, live_bytes
 from simulator.specs import MeasuredLayers, MemroofError, Model, TaskPacksStrategy
 
 Integers = npt.NDArray[np.int64]
@@ -194,7 +193,7 @@ def _priced(graph: ModelGraph, cost: CostModel, weights: Rows) -> PassTable:
     forward = np.array([_row(cost, block, ("forward",)) for block in blocks])[order]
     backward = np.array([_row(cost, block, ("input_gradient", "weight_gradient")) for block in blocks])[order]
     entering = np.array([float(block.tensors[block.input].size) for block in blocks])[order]
-    alive = np.array([live_bytes(block) for block in blocks])[order]
+    alive = np.array([block.live_bytes() for block in blocks])[order]
     saved = np.array([_saved(block) for block in blocks])[order]
     inputs = np.append(entering, 0.0)
     kept = {"forward": weights, "backward": 2.0 * weights + saved + inputs[1:]}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.cost import relative_error
+from simulator.cost import ALONE, relative_error
 from simulator.offload.answer import bound_by, by_class, critical, link_table, memory_uses
 from simulator.offload.columns import Rows
 from simulator.offload.task_packs.layers import (
@@ -28,7 +28,6 @@ from simulator.offload.task_packs.virtual import (
     virtual_time,
 )
 from simulator.offload.tiers import GPU
-from simulator.offload.zigzag.prices import ALONE
 from simulator.specs import MemroofError, OperatorClass, TaskPacksScenario
 from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
 

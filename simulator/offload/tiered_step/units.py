@@ -145,7 +145,7 @@ class _Pricing:
         ]
         return Unit(
             block.name, kind, float(block.parameters), table, priced(forward), priced(backward), levels,
-            float(block.saved_bytes()) / tiles, live_bytes(block) / tiles, sublayer,
+            float(block.saved_bytes()) / tiles, block.live_bytes() / tiles, sublayer,
         )  # fmt: skip
 
 
@@ -193,18 +193,3 @@ def _sublayers(block: Block) -> list[Block]:
 
 def _entering(operators: Sequence[Operator]) -> str:
     return operators[0].inputs[0]
-
-
-def live_bytes(block: Block) -> float:
-    """Return the most bytes of tensors that are alive at once while a block runs, its input left out [B].
-
-    A tensor lives from the operator that writes it to the last that reads it. Gradients of a backward pass mirror them.
-    """
-    last = {name: i for i, op in enumerate(block.operators) for name in (*op.outputs, *op.inputs)}
-    alive: set[str] = set()
-    most = 0.0
-    for i, op in enumerate(block.operators):
-        alive.update(name for name in op.outputs if name != block.input)
-        most = max(most, sum(float(block.tensors[name].size) for name in alive))
-        alive = {name for name in alive if last[name] > i}
-    return most

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from simulator.cost import CostModel, peak_flops, stream_time
-from simulator.graph import Attention, Axis, Block, Operator, Shape, Work, build
+from simulator.cost import ALONE, CostModel, peak_flops, stream_time
+from simulator.graph import Attention, Block, Operator, Shape, Work, build
 from simulator.offload.columns import COLUMNS, Price, Rows
 from simulator.offload.tiers import Host
 from simulator.offload.zigzag.formats import Formats
-from simulator.specs import MemroofError, Model, Span, ZigzagWorkload
+from simulator.specs import MemroofError, Model, ZigzagWorkload
 
-ALONE: Mapping[Axis, Span] = {"tensor": Span(()), "expert": Span(())}
 WIDENED_BYTES = 4.0
 """Bytes of a value in fp32."""
 WIDENED_PASSES = 3.0
@@ -164,8 +163,8 @@ class _Pricing:
         # expanded copies live while the unit runs: its weights, and the cache of the batch that is attended to
         extra = formats.expanded_weights(parameters + borrowed / formats.weight_bytes)
         held = (
-            live_bytes(first) + extra,
-            live_bytes(later) + extra + formats.expanded_cache(float(np.max(cached))),
+            first.live_bytes() + extra,
+            later.live_bytes() + extra + formats.expanded_cache(float(np.max(cached))),
         )
         return Unit(
             later.name, stored + borrowed, stored,
@@ -211,26 +210,6 @@ def host_traffic(cache: Any, kv_bytes: float, *, widened: bool) -> Any:
     non-temporal stores) and read again.
     """
     return cache * (1.0 + WIDENED_PASSES * WIDENED_BYTES / kv_bytes) if widened else cache
-
-
-def live_bytes(block: Block) -> float:
-    """Return the most bytes of tensors that are alive at once while a block runs [B].
-
-    A tensor lives from the operator that writes it to the last that reads it. The block's input is left out: hidden
-    states are counted apart.
-    """
-    last = {
-        name: i
-        for i, operator in enumerate(block.operators)
-        for name in (*operator.outputs, *operator.inputs)
-    }
-    alive: set[str] = set()
-    most = 0.0
-    for i, operator in enumerate(block.operators):
-        alive.update(name for name in operator.outputs if name != block.input)
-        most = max(most, sum(float(np.max(block.tensors[name].size)) for name in alive))
-        alive = {name for name in alive if last[name] > i}
-    return most
 
 
 def _split(

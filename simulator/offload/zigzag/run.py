@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.cost import relative_error
+from simulator.cost import ALONE, relative_error
 from simulator.engine import execute
 from simulator.graph import Shape, build
 from simulator.offload.columns import BOTTLENECKS
@@ -18,7 +18,7 @@ from simulator.offload.zigzag.account import Account, Array, sample_steps
 from simulator.offload.zigzag.lower import lower
 from simulator.offload.zigzag.optimise import again, choose, placement_table, sentences, worth_table, worths
 from simulator.offload.zigzag.plan import PREFILL, Plan, make_plan
-from simulator.specs import OPERATOR_CLASSES, OperatorClass, Span, ZigzagScenario
+from simulator.specs import OPERATOR_CLASSES, OperatorClass, ZigzagScenario
 from simulator.strategy import Holding, MemoryUse, Metric, Outcome, Setup, constants_used, pass_errors
 
 ATTEMPTS = 6
@@ -208,9 +208,7 @@ def _outcome(setup: Setup, plan: Plan, account: Account) -> Outcome:
 def _errors(setup: Setup, plan: Plan) -> dict[OperatorClass, float]:
     """Errors of class sums, from a decode step in the middle of the output."""
     shape = Shape(plan.batch, 1, plan.prompt + plan.steps // 2, "decode")
-    alone = Span(())
-    graph = build(setup.model, shape, numerics=plan.numerics)
-    return pass_errors(setup.cost, graph, {"tensor": alone, "expert": alone})
+    return pass_errors(setup.cost, build(setup.model, shape, numerics=plan.numerics), ALONE)
 
 
 def _tables(plan: Plan, account: Account, total: float) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,7 @@
 """The graph's laws: arrays equal scalars, cuts add up, windows cap, experts are counted once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,12 +9,15 @@ from hypothesis import strategies as st
 
 from simulator.graph import (
     Attention,
+    Block,
     Collective,
     Elementwise,
     Matmul,
     Numerics,
+    Operator,
     Partition,
     Shape,
+    Tensor,
     active_experts,
     build,
 )
@@ -222,3 +227,18 @@ def test_gradients_added_by_their_own_kernels() -> None:
     assert [work.out_bytes for work in found[False] if isinstance(work, Matmul)] == [2.0]
     added = [work for work in found[False] if isinstance(work, Elementwise) and work.written]
     assert added[0].bytes == 10 * hidden * model.intermediate_size
+
+
+def test_most_bytes_alive_while_a_block_runs_by_hand() -> None:
+    """x (8) -> a (4), b (2); c (16) from a; out (1) from b and c: the most is a, b and c, and x is alive with a and b."""
+    sizes = {"x": 8.0, "a": 4.0, "b": 2.0, "c": 16.0, "out": 1.0}
+    steps = [("first", ("x",), ("a", "b")), ("second", ("a",), ("c",)), ("third", ("b", "c"), ("out",))]
+    block = Block(
+        "by hand",
+        tuple(Operator(name, (), inputs=inputs, outputs=outputs) for name, inputs, outputs in steps),
+        {name: Tensor(name, size) for name, size in sizes.items()},
+        input="x",
+    )
+    assert block.live_bytes() == 4.0 + 2.0 + 16.0
+    assert replace(block, operators=block.operators[:1]).live_bytes() == 6.0
+    assert replace(block, operators=block.operators[:1]).live_bytes(entering=True) == 14.0
