@@ -122,7 +122,8 @@ def plan_replica(
         strategy.batching == "static", 0.0 if strategy.kv_layout == "contiguous" else strategy.watermark,
         strategy.schedule_ahead, float(scenario.workload.think_time or 0.0) + float(strategy.frontend_latency or 0.0),
         strategy.iteration, strategy.order, strategy.priority_preemption, strategy.preemption == "swap",
-        strategy.overlap_transfers, float(strategy.frontend_latency or 0.0),
+        strategy.overlap_transfers, float(strategy.frontend_latency or 0.0), strategy.receive_interval,
+        *((strategy.batch_wait.steps, strategy.batch_wait.token_share) if strategy.batch_wait else ()),
     )  # fmt: skip
     sequences = min(policy.max_batch, len(requests))
     tokens = min(strategy.max_batched_tokens, int((requests.prompt + requests.output).sum()))
@@ -196,7 +197,7 @@ def _stages(
                 model, numerics, layout.tensor, layout.tensor_span, setup.cost, host, all_reduce=strategy.all_reduce,
                 wide_ends=strategy.weight_bits is None, layout=layout, layers=layers, captured=strategy.cuda_graphs,
                 scheme=scheme_of(strategy), change=cache_change(strategy, setup, numerics),
-                generates=strategy.endpoint == "generate",
+                generates=strategy.endpoint == "generate", unquantized=strategy.unquantized,
             )  # fmt: skip
         pricers.append(found[key])
     return tuple(pricers)
@@ -250,6 +251,8 @@ def check_lengths(requests: Requests, strategy: ServingStrategy, model: Model) -
     reserved = strategy.reserved_tokens
     if reserved is not None and longest > reserved:
         raise MemroofError(f"reserved_tokens ({reserved}) must hold the longest request ({longest} tokens)")
+    if strategy.kv_layout == "contiguous" and not strategy.priority_preemption:
+        longest = int(requests.prompt.max())  # nobody is computed again with what has been generated
     if not strategy.chunked_prefill and longest > strategy.max_batched_tokens:
         raise MemroofError(
             f"without chunked_prefill max_batched_tokens ({strategy.max_batched_tokens}) must hold the longest request "

@@ -30,6 +30,7 @@ from simulator.validation.datasets.runs import (
     run_parts,
     thin,
 )
+from simulator.validation.datasets.serving_recipes import drafted, is_public, settings, unquantized, unwarmed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +120,7 @@ def lengths(tokens: float, spread: bool) -> Any:
 
 
 def _content(row: Any) -> Content:
-    public = "gap-analysis" not in str(row.source_dump)
+    public = is_public(row)
     device, ours = DEVICES[row.system], row.backend == "trtllm"
     cut = degrees(row, "")
     ranks = cut["tensor_parallel"] * cut.get("attention_data_parallel", 1)
@@ -129,10 +130,14 @@ def _content(row: Any) -> Content:
     clients = int(
         row.concurrency if np.isnan(row.batch_size) else min(row.concurrency, groups * row.batch_size)
     )
+    known = settings(row) | unquantized(row)
+    known["max_batch"] = min(clients, known.get("max_batch", clients))
+    known.setdefault(
+        "max_batched_tokens", int(row.isl) + clients if ours and not public else max(BUDGET, clients)
+    )
     return closed_loop(
         device, MODELS[row.model_path], ranks, lengths(row.isl, public), lengths(row.osl, public), clients, formats,
-        all_reduce="push" if ours else "pull",
-        max_batched_tokens=int(row.isl) + clients if ours and not public else max(BUDGET, clients), **cut,
+        all_reduce="push" if ours else "pull", **cut, **known,
     )  # fmt: skip
 
 
@@ -179,7 +184,11 @@ def _covered(frame: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
             "tpot_ms",
         ]
     )
-    return keep(frame, ~same, "the same point again", skipped)
+    frame = keep(frame, ~same, "the same point again", skipped)
+    frame = keep(frame, ~drafted(frame), "tokens are drafted, with an acceptance that is not stated", skipped)
+    return keep(
+        frame, ~unwarmed(frame), "kernels are compiled in the measured run: nothing warmed it up", skipped
+    )
 
 
 def _prompts(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
@@ -225,6 +234,7 @@ def _apart_content(row: Any) -> Content:
     for phase in ("prefill", "decode"):
         cut, workers = dict[str, Any](degrees(row, f"{phase}_")), int(getattr(row, f"{phase}_num_workers"))
         ranks = cut["tensor_parallel"] * cut.get("attention_data_parallel", 1)
+        cut |= unquantized(row)
         if row.backend == "sglang" and cut.get("expert_parallel", 1) == ranks > cut["tensor_parallel"]:
             cut = {**cut, "expert_exchange": "auto"}
         pools[phase] = {
