@@ -24,7 +24,7 @@ from simulator.serving.techniques import (
     scheme_of,
     technique_numerics,
 )
-from simulator.serving.workload import Requests, draw_requests
+from simulator.serving.workload import Floats, Requests, draw_requests
 from simulator.specs import Hardware, MemroofError, Model, ServingScenario, ServingStrategy
 from simulator.strategy import Setup
 
@@ -70,6 +70,10 @@ class ReplicaPlan:
     usable: float
     resident: Mapping[str, float]
     caching: Caching = NOTHING
+
+    def frontend(self, requests: Requests) -> Floats:
+        """Time between client and scheduler of each request [s]."""
+        return self.policy.round_trip + self.policy.prompt_token * requests.prompt
 
     @property
     def gpus(self) -> int:
@@ -122,7 +126,8 @@ def plan_replica(
         strategy.batching == "static", 0.0 if strategy.kv_layout == "contiguous" else strategy.watermark,
         strategy.schedule_ahead, float(scenario.workload.think_time or 0.0) + float(strategy.frontend_latency or 0.0),
         strategy.iteration, strategy.order, strategy.priority_preemption, strategy.preemption == "swap",
-        strategy.overlap_transfers, float(strategy.frontend_latency or 0.0), strategy.receive_interval,
+        strategy.overlap_transfers, float(strategy.frontend_latency or 0.0),
+        frontend_token(strategy, setup), strategy.receive_interval,
         *((strategy.batch_wait.steps, strategy.batch_wait.token_share) if strategy.batch_wait else ()),
     )  # fmt: skip
     sequences = min(policy.max_batch, len(requests))
@@ -147,6 +152,11 @@ def plan_replica(
     pricer = beside.pricer if len(pricers) == 1 else PipelinePricer(pricers)
     caching = make_caching(strategy, hardware, setup.cost.calibration, cache, layout.gpus)
     return ReplicaPlan(strategy, replicas, layout, requests, policy, pricer, cache, usable, resident, caching)
+
+
+def frontend_token(strategy: ServingStrategy, setup: Setup) -> float:
+    """Time of the front end for each token of a prompt [s]; none where no front end is asked for."""
+    return float(setup.cost.calibration.host.prompt_token or 0.0) if strategy.frontend_latency else 0.0
 
 
 def _kept_stages(

@@ -64,7 +64,8 @@ ReduceKernel = Literal["library", "pull", "push"]
 ACTIVATION_BYTES = {"fp8": 1.0, "int8": 1.0, "fp4": 0.5625}
 """Bytes of a quantised input element, with the scales of 16 elements in NVFP4."""
 
-SHARED_INPUT = "moe.shared.up"
+SHARED_INPUT, GATE = "moe.shared.up", "moe.router"
+"""Operators whose input is quantised for others, and that no recipe quantises."""
 
 
 class StepPricer:
@@ -138,6 +139,7 @@ class StepPricer:
         self.partition = Partition(tensor_parallel)
         self.experts = Experts(model, numerics, self.layout, cost, self.layers) if self.layout.apart else None
         self.unquantized = frozenset(unquantized)
+        self._kept_wide = self.unquantized | {GATE}
         prefill, decode = self._graph(Shape(1, 2, 2, "prefill")), self._graph(Shape(1, 1, 3, "decode"))
         self._shared = _names(prefill) & _names(decode)
         if unknown := self.unquantized - _names(prefill) - _names(decode):
@@ -315,7 +317,7 @@ class StepPricer:
             float(operator.parameters) * count
             for block, count in zip(graph.blocks, graph.counts, strict=True)
             for operator in block.operators
-            if operator.name in self.unquantized
+            if operator.name in self._kept_wide
         )
         return (
             layers * stored
@@ -416,7 +418,7 @@ class StepPricer:
                     )
 
     def _kernels(self, work: Work, operator: str) -> tuple[Work, ...]:
-        if operator in self.unquantized:
+        if operator in self._kept_wide:
             return (self._widened(work),)
         if self.scheme is not None and isinstance(work, Matmul):
             return products(work, self.scheme, self.cost)

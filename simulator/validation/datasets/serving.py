@@ -30,19 +30,19 @@ from simulator.validation.datasets.runs import (
     run_parts,
     thin,
 )
-from simulator.validation.datasets.serving_recipes import drafted, is_public, settings, unquantized, unwarmed
+from simulator.validation.datasets.serving_recipes import (
+    MODELS,
+    drafted,
+    is_public,
+    settings,
+    unquantized,
+    unwarmed,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DEVICES = {**AICONFIGURATOR, "b300_sxm": "b300"}
-MODELS = {
-    "Qwen/Qwen3-235B-A22B-FP8": "qwen3-235b-a22b", "Qwen/Qwen3-32B": "qwen3-32b", "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
-    "deepseek-ai/DeepSeek-R1": "deepseek-v3", "deepseek-ai/DeepSeek-V3": "deepseek-v3",
-    "nvidia/DeepSeek-R1-NVFP4": "deepseek-v3", "nvidia/DeepSeek-V3.1-NVFP4": "deepseek-v3",
-    "meta-llama/Llama-3.1-70B": "llama3.1-70b", "meta-llama/Llama-3.1-8B-Instruct": "llama3.1-8b",
-    "nvidia/Llama-3.1-8B-Instruct-FP8": "llama3.1-8b", "openai/gpt-oss-120b": "gpt-oss-120b",
-}  # fmt: skip
 DENSE = (
     "Qwen/Qwen3-32B", "nvidia/Qwen3-32B-NVFP4", "meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-8B-Instruct",
     "nvidia/Llama-3.1-8B-Instruct-FP8",

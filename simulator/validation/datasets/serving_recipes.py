@@ -16,6 +16,13 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
+MODELS = {
+    "Qwen/Qwen3-235B-A22B-FP8": "qwen3-235b-a22b", "Qwen/Qwen3-32B": "qwen3-32b", "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
+    "deepseek-ai/DeepSeek-R1": "deepseek-v3", "deepseek-ai/DeepSeek-V3": "deepseek-v3",
+    "nvidia/DeepSeek-R1-NVFP4": "deepseek-v3", "nvidia/DeepSeek-V3.1-NVFP4": "deepseek-v3",
+    "meta-llama/Llama-3.1-70B": "llama3.1-70b", "meta-llama/Llama-3.1-8B-Instruct": "llama3.1-8b",
+    "nvidia/Llama-3.1-8B-Instruct-FP8": "llama3.1-8b", "openai/gpt-oss-120b": "gpt-oss-120b",
+}  # fmt: skip
 WARMED_UP = "2026-01-21"
 """From this day on the public client sends two requests a client before it measures."""
 DRAFTED_ON = {
@@ -52,13 +59,24 @@ def settings(row: Any) -> dict[str, Any]:
 
 
 def unquantized(row: Any) -> dict[str, Any]:
-    """Return what a 4-bit checkpoint keeps in 16 bits: of DeepSeek-R1, all of attention but its output projection.
+    """Return what a row's 4-bit checkpoint keeps in 16 bits, as :func:`wide_modules` says."""
+    return wide_modules(MODELS.get(str(row.model_path), ""), str(row.gemm_quant_mode))
 
-    Model card of nvidia/DeepSeek-R1-0528-FP4-v2: against the first one, which leaves attention out, wo is quantised too.
+
+def wide_modules(model: str, mode: str) -> dict[str, Any]:
+    """Return what a 4-bit checkpoint keeps in 16 bits, besides embedding, gates and logits.
+
+    gpt-oss has only its experts in MXFP4 (its model card). Of DeepSeek-R1 all of attention but its output projection (model
+    card of nvidia/DeepSeek-R1-0528-FP4-v2: against the first one, which leaves attention out, wo is quantised too).
     """
-    if str(row.gemm_quant_mode) != "nvfp4" or "DeepSeek" not in str(row.model_path):
+    if mode not in ("nvfp4", "fp4"):
         return {}
-    return {"unquantized": [f"attention.{name}" for name in ("q_a", "q_b", "kv_a", "kv_b", "k_up", "v_up")]}
+    names: tuple[str, ...] = ()
+    if model.startswith("gpt-oss"):
+        names = ("qkv", "output")
+    elif model == "deepseek-v3":
+        names = ("q_a", "q_b", "kv_a", "kv_b", "k_up", "v_up")
+    return {"unquantized": [f"attention.{name}" for name in names]} if names else {}
 
 
 def _sglang(row: Any) -> dict[str, Any]:
@@ -71,14 +89,17 @@ def _sglang(row: Any) -> dict[str, Any]:
     if row.precision == "fp4":
         return {"receive_interval": interval, "max_batched_tokens": 16384, "max_batch": 256}
     if row.tp_size == 4:
-        return {"receive_interval": 10, "max_batched_tokens": 8192, "max_batch": 32}
+        return {"receive_interval": 10, "max_batched_tokens": 8192, "max_batch": 32, "memory_utilization": 0.95}
     return {"receive_interval": interval, "max_batched_tokens": 32768, "max_batch": 128}
 
 
 def _tensorrt(row: Any) -> dict[str, Any]:
-    """``max_num_tokens`` and ``batch_wait_*``; a request is let in when its cache is sure to fit to its end."""
+    """``max_num_tokens`` and ``batch_wait_*``; a request is let in when its cache is sure to fit to its end.
+
+    ``free_gpu_memory_fraction`` is a share of what the weights leave: more of the whole than other engines take.
+    """
     common = {
-        "chunked_prefill": False, "iteration": "mixed", "kv_layout": "contiguous", "reserved_tokens": int(row.isl + row.osl),
+        "memory_utilization": 0.95, "chunked_prefill": False, "iteration": "mixed", "kv_layout": "contiguous", "reserved_tokens": int(row.isl + row.osl),
     }  # fmt: skip
     short = row.isl == row.osl == 1024
     if row.model_path == "openai/gpt-oss-120b":
