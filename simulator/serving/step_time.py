@@ -66,6 +66,10 @@ ACTIVATION_BYTES = {"fp8": 1.0, "int8": 1.0, "fp4": 0.5625}
 
 SHARED_INPUT, GATE = "moe.shared.up", "moe.router"
 """Operators whose input is quantised for others, and that no recipe quantises."""
+SHARED = frozenset((SHARED_INPUT, "moe.shared.activation", "moe.shared.down"))
+BESIDE = 256
+"""Tokens of an iteration up to which shared experts have a stream of their own (vLLM's threshold of its shared experts' stream;
+SGLang's dual stream goes up to 1,024, TensorRT-LLM's as far as graphs are captured)."""
 
 
 class StepPricer:
@@ -149,7 +153,9 @@ class StepPricer:
             )
         self._prefill_attention, self._decode_attention = attentions(prefill), attentions(decode)
         self._decode_slopes = {attention: slopes(attention) for attention in self._decode_attention}
-        self._tokens = PageTable(lambda n: self._priced(self._layers("prefill", n, True)))
+        self._tokens = PageTable(
+            lambda n: self._priced(self._layers("prefill", n, True)) + self._shared_experts(n)
+        )
         self._heads = PageTable(lambda n: self._priced(self._head(n)))
         self._prefill_only = PageTable(lambda n: self._priced(self._layers("prefill", n, False)))
         self._decode_only = PageTable(lambda n: self._priced(self._layers("decode", n, False)))
@@ -412,10 +418,45 @@ class StepPricer:
                 if self.experts is not None and operator.name in ROUTED:
                     continue
                 if (operator.name in self._shared) == shared:
-                    works = (work for work in operator.forward if not isinstance(work, Attention))
+                    left_out = (Attention, *((Matmul, Elementwise) if operator.name in SHARED else ()))
+                    works = (work for work in operator.forward if not isinstance(work, left_out))
                     yield from (
                         (kernel, count) for work in works for kernel in self._kernels(work, operator.name)
                     )
+
+    def _shared_experts(self, tokens: Floats) -> Floats:
+        """Price shared experts: with few tokens they run on a stream of their own beside the routed ones.
+
+        Both take as long as the longer of them, and as their memory traffic together.
+        """
+        table = np.zeros((PAGE, SIZE))
+        for block, count in self._graph(Shape(1, tokens, 0, "prefill")).all_blocks:
+            own = [op for op in block.operators if op.name in SHARED]
+            if not own:
+                continue
+            kernels = [
+                kernel
+                for operator in own
+                for work in operator.forward
+                if isinstance(work, Matmul | Elementwise)
+                for kernel in self._kernels(work, operator.name)
+            ]
+            costs = [(kernel, self.cost.price(kernel)) for kernel in kernels]
+            routed = [
+                self.cost.price(_narrowed(work))
+                for operator in block.operators
+                if operator.name in ROUTED
+                for work in operator.forward
+                if not isinstance(work, Collective)
+            ]
+            alone = sum(np.asarray(cost.time) for _, cost in costs)
+            beside = sum(np.asarray(cost.time) for cost in routed)
+            traffic = sum(np.asarray(cost.memory) for cost in (*routed, *(cost for _, cost in costs)))
+            exposed = np.maximum(np.maximum(alone - beside, traffic - beside), 0.0) / alone
+            share = np.where(tokens <= BESIDE, np.minimum(exposed, 1.0), 1.0)
+            for work, cost in costs:
+                charge_page(table, replace(cost, time=cost.time * share), work.flops, work.bytes, count)
+        return table
 
     def _kernels(self, work: Work, operator: str) -> tuple[Work, ...]:
         if operator in self._kept_wide:
@@ -425,8 +466,8 @@ class StepPricer:
         if not isinstance(work, Matmul) or work.format != "fp4" or work.grouped:
             return (_narrowed(work),)
         size = work.m * work.k * work.count
-        packed = ACTIVATION_BYTES["fp4"] * size
-        quantise = Elementwise(2.0 * size + packed, packed, scalar=size, rows=work.m, chained=True)
+        # each thread loads 16 bytes (vllm-project/vllm, csrc/quantization/fp4/nvfp4_quant_kernels.cu)
+        quantise = Elementwise(2.0 * size, ACTIVATION_BYTES["fp4"] * size, chained=True)
         if self._pairs_units:
             work = replace(work, tile=paired_tile(work.m), split_k=False)
         # the shared experts' input is quantised for the routed ones

@@ -171,8 +171,8 @@ class ServingStrategy(Spec):
     """Kernel of all-reduces up to some megabytes inside a machine: the engine's own, which reads its peers' memory (vLLM,
     SGLang) or writes flagged data to them (TensorRT-LLM), or the communication library's."""
     frontend_latency: Seconds | None = None
-    """From a client to the scheduler and back (HTTP, de-tokenising), beside what the class of device takes for each token of a prompt
-    (``host.prompt_token``: tokenising, copies); none if absent."""
+    """From a client to the scheduler and back (HTTP, de-tokenising), beside what each token of a prompt takes (tokenising and
+    copies: ``host.prompt_token`` of the calibration); none if absent."""
 
     @field_validator("cuda_graphs", mode="before")
     @classmethod

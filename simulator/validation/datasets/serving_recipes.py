@@ -3,8 +3,9 @@
 The public continuous benchmark keeps the launch script of each run (SemiAnalysisAI/InferenceX on GitHub, benchmarks/ and
 .github/configs/nvidia-master.yaml, as they stood on the day of the run). They say how many tokens an iteration holds, how
 many sequences run, how often SGLang looks who has come, whether TensorRT-LLM collects prompts, whether tokens are drafted,
-and, before 21 January 2026, that nothing was sent to warm the server up. Everything else is the engines' default: SGLang
-runs prompts alone, TensorRT-LLM whole ones beside decodes, vLLM pieces beside decodes.
+and, before 21 January 2026, that nothing was sent to warm the server up. The other runs are aiconfigurator's own, whose
+generator states theirs. Everything else is the engines' default: SGLang runs prompts alone, TensorRT-LLM whole ones beside
+decodes, vLLM pieces beside decodes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ MODELS = {
     "meta-llama/Llama-3.1-70B": "llama3.1-70b", "meta-llama/Llama-3.1-8B-Instruct": "llama3.1-8b",
     "nvidia/Llama-3.1-8B-Instruct-FP8": "llama3.1-8b", "openai/gpt-oss-120b": "gpt-oss-120b",
 }  # fmt: skip
+BEFORE_GENERATOR = "1.0.0rc3"
 WARMED_UP = "2026-01-21"
 """From this day on the public client sends two requests a client before it measures."""
 DRAFTED_ON = {
@@ -48,14 +50,31 @@ def is_public(row: Any) -> bool:
 
 def settings(row: Any) -> dict[str, Any]:
     """Return what is known of a server's strategy; batch and token limits are those of one group of ranks."""
-    public = is_public(row)
+    if not is_public(row):
+        return _generated(row)
     if row.backend == "sglang":
-        return {"iteration": "prefill-first"} | (
-            _sglang(row) if public and row.model_path in DEEPSEEK else {}
-        )
-    if row.backend == "trtllm" and public:
-        return _tensorrt(row)
-    return {}
+        return {"iteration": "prefill-first"} | (_sglang(row) if row.model_path in DEEPSEEK else {})
+    return _tensorrt(row) if row.backend == "trtllm" else {}
+
+
+def fifty_rounds(row: Any) -> bool:
+    """Whether a run is warmed up and fifty requests a client long, as aiconfigurator's generator writes its benchmark.
+
+    Its runs of TensorRT-LLM 1.0.0rc3 are older than that benchmark.
+    """
+    return not is_public(row) and str(row.backend_version) != BEFORE_GENERATOR
+
+
+def _generated(row: Any) -> dict[str, Any]:
+    """Settings that aiconfigurator generates for its own runs (ai-dynamo/aiconfigurator, generator/rule_plugin/benchmark).
+
+    Iterations hold a prompt, the decodes and 1,500 tokens more; SGLang mixes prompts and decodes (enable_mixed_chunk), in
+    pieces of its default for 80 GB and more. Before, TensorRT-LLM took one prompt's tokens in an iteration.
+    """
+    clients = int(row.concurrency)
+    if row.backend == "sglang":
+        return {"max_batched_tokens": max(8192, clients)}
+    return {"max_batched_tokens": int(row.isl) + clients + (1500 if fifty_rounds(row) else 0)}
 
 
 def unquantized(row: Any) -> dict[str, Any]:
@@ -89,7 +108,12 @@ def _sglang(row: Any) -> dict[str, Any]:
     if row.precision == "fp4":
         return {"receive_interval": interval, "max_batched_tokens": 16384, "max_batch": 256}
     if row.tp_size == 4:
-        return {"receive_interval": 10, "max_batched_tokens": 8192, "max_batch": 32, "memory_utilization": 0.95}
+        return {
+            "receive_interval": 10,
+            "max_batched_tokens": 8192,
+            "max_batch": 32,
+            "memory_utilization": 0.95,
+        }
     return {"receive_interval": interval, "max_batched_tokens": 32768, "max_batch": 128}
 
 
@@ -99,7 +123,8 @@ def _tensorrt(row: Any) -> dict[str, Any]:
     ``free_gpu_memory_fraction`` is a share of what the weights leave: more of the whole than other engines take.
     """
     common = {
-        "memory_utilization": 0.95, "chunked_prefill": False, "iteration": "mixed", "kv_layout": "contiguous", "reserved_tokens": int(row.isl + row.osl),
+        "memory_utilization": 0.95, "chunked_prefill": False, "iteration": "mixed", "kv_layout": "contiguous",
+        "reserved_tokens": int(row.isl + row.osl),
     }  # fmt: skip
     short = row.isl == row.osl == 1024
     if row.model_path == "openai/gpt-oss-120b":

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from serving_cases import LinearPricer
+from serving_cases import LinearPricer, make_setup
 
 from simulator.serving import LayerGroup, PagedCache, Policy, Requests, closed_loop, serve
 from simulator.serving.kv_cache import ContiguousCache, VirtualCache
@@ -288,3 +288,21 @@ def test_prompts_wait_beside_decodes_until_there_are_enough_of_them():
     assert three.admitted.tolist() == [0.0, 5.0, 5.0, 5.0]
     # nothing decodes: nobody waits
     assert serve(requests((0.0, 8, 2)), policy, cache(), LinearPricer()).admitted.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            {"batching": "static", "receive_interval": 4},
+            "'receive_interval' has no meaning with batching 'static'",
+        ),
+        (
+            {"iteration": "decode-first", "batch_wait": {"steps": 4}},
+            "'batch_wait' has no meaning with iteration",
+        ),
+    ],
+)
+def test_waiting_that_decides_nothing_is_refused(option, message):
+    with pytest.raises(ValueError, match=message):
+        make_setup(**option)
