@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from simulator.cost import peak_flops
 from simulator.graph import Numerics, Shape, build
 from simulator.serving.caching import NOTHING, Caching, make_cache, make_caching
@@ -73,7 +75,7 @@ class ReplicaPlan:
 
     def frontend(self, requests: Requests) -> Floats:
         """Time between client and scheduler of each request [s]."""
-        return self.policy.round_trip + self.policy.prompt_token * requests.prompt
+        return np.asarray(self.policy.round_trip + self.policy.prompt_token * requests.prompt, float)
 
     @property
     def gpus(self) -> int:

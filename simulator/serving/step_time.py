@@ -418,7 +418,11 @@ class StepPricer:
                 if self.experts is not None and operator.name in ROUTED:
                     continue
                 if (operator.name in self._shared) == shared:
-                    left_out = (Attention, *((Matmul, Elementwise) if operator.name in SHARED else ()))
+                    left_out: tuple[type[Work], ...] = (Attention,)
+                    if operator.name in SHARED:
+                        # partial sums of shared and routed experts are reduced together, with those of the routed ones
+                        together = (Collective,) if self.layout.data == 1 else ()
+                        left_out = (Attention, Matmul, Elementwise, *together)
                     works = (work for work in operator.forward if not isinstance(work, left_out))
                     yield from (
                         (kernel, count) for work in works for kernel in self._kernels(work, operator.name)
