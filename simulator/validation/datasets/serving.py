@@ -1,11 +1,10 @@
 """Points of serving benchmarks: a closed loop of clients on one replica, time to first and per output token.
 
 What the rows do not state is assumed for each of their two origins. The public continuous benchmark draws lengths from
-0.8 to 1 of the nominal ones and sends ten requests a client, all clients at once and without warm-up; KV caches are fp8.
+0.8 to 1 of the nominal ones and sends ten requests a client, all clients at once; KV caches are fp8.
 Times to the first token are means, which hold the burst at the start (the source says neither mean nor median; medians are
 half as long as what is measured at 32 clients and more, means are not). The other runs are aiconfigurator's own: fixed
-lengths, 16-bit caches and, since it has a benchmark of its own, fifty requests a client after two to warm up, so that the
-burst is 2 % of their mean, for which the median of fewer rounds stands.
+lengths, 16-bit caches, and taken to be as long.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from simulator.validation.datasets.runs import (
     UNKNOWN_DEVICE,
     UNKNOWN_MODEL,
     Content,
-    Metrics,
     Quantity,
     metric,
     run_parts,
@@ -36,7 +34,6 @@ from simulator.validation.datasets.runs import (
 from simulator.validation.datasets.serving_recipes import (
     MODELS,
     drafted,
-    fifty_rounds,
     is_public,
     settings,
     unquantized,
@@ -195,11 +192,6 @@ def _covered(frame: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
     )
 
 
-def _first_token(metrics: Metrics, row: Any) -> tuple[float, float]:
-    found = metrics[f"time_to_first_token_{'p50' if fifty_rounds(row) else 'mean'}"]
-    return found.value, found.error
-
-
 def _prompts(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
     frame = keep(frame, frame["model_path"].isin(DENSE), "experts", skipped)
     frame = keep(
@@ -211,7 +203,7 @@ def _prompts(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Se
     frame = thin(_covered(frame, skipped), ("id", "source_dump"), MOST_PROMPTS, skipped)
     parts = run_parts(
         frame, catalog, skipped, content=_content, measured=lambda rows: rows["ttft_ms"].to_numpy(float) * 1e-3,
-        quantity=_first_token, groups=("model_path", "system", "backend", "isl", "osl", "tp_size"),
+        quantity=metric("time_to_first_token_mean"), groups=("model_path", "system", "backend", "isl", "osl", "tp_size"),
     )  # fmt: skip
     return parts
 
@@ -290,7 +282,7 @@ DATASETS = (
     ),
     TableDataSet(
         "aiconfigurator/serving_ttft_tpot.csv#ttft",
-        partial(_split, column="ttft_ms", quantity=_first_token),
+        partial(_split, column="ttft_ms", quantity=metric("time_to_first_token_mean")),
     ),
     TableDataSet(PROMPTS, _prompts),
     TableDataSet(

@@ -3,8 +3,8 @@
 The public continuous benchmark keeps the launch script of each run (SemiAnalysisAI/InferenceX on GitHub, benchmarks/ and
 .github/configs/nvidia-master.yaml, as they stood on the day of the run). They say how many tokens an iteration holds, how
 many sequences run, how often SGLang looks who has come, whether TensorRT-LLM collects prompts, whether tokens are drafted,
-and, before 21 January 2026, that nothing was sent to warm the server up. The other runs are aiconfigurator's own, whose
-generator states theirs. Everything else is the engines' default: SGLang runs prompts alone, TensorRT-LLM whole ones beside
+and, before 21 January 2026, that nothing was sent to warm the server up. Of the other runs, aiconfigurator's own, next to
+nothing is stated. Everything else is the engines' default: SGLang runs prompts alone, TensorRT-LLM whole ones beside
 decodes, vLLM pieces beside decodes.
 """
 
@@ -24,7 +24,6 @@ MODELS = {
     "meta-llama/Llama-3.1-70B": "llama3.1-70b", "meta-llama/Llama-3.1-8B-Instruct": "llama3.1-8b",
     "nvidia/Llama-3.1-8B-Instruct-FP8": "llama3.1-8b", "openai/gpt-oss-120b": "gpt-oss-120b",
 }  # fmt: skip
-BEFORE_GENERATOR = "1.0.0rc3"
 WARMED_UP = "2026-01-21"
 """From this day on the public client sends two requests a client before it measures."""
 DRAFTED_ON = {
@@ -57,24 +56,15 @@ def settings(row: Any) -> dict[str, Any]:
     return _tensorrt(row) if row.backend == "trtllm" else {}
 
 
-def fifty_rounds(row: Any) -> bool:
-    """Whether a run is warmed up and fifty requests a client long, as aiconfigurator's generator writes its benchmark.
-
-    Its runs of TensorRT-LLM 1.0.0rc3 are older than that benchmark.
-    """
-    return not is_public(row) and str(row.backend_version) != BEFORE_GENERATOR
-
-
 def _generated(row: Any) -> dict[str, Any]:
-    """Settings that aiconfigurator generates for its own runs (ai-dynamo/aiconfigurator, generator/rule_plugin/benchmark).
+    """Settings of aiconfigurator's own runs.
 
-    Iterations hold a prompt, the decodes and 1,500 tokens more; SGLang mixes prompts and decodes (enable_mixed_chunk), in
-    pieces of its default for 80 GB and more. Before, TensorRT-LLM took one prompt's tokens in an iteration.
+    Its generator lets SGLang mix prompts and decodes (enable_mixed_chunk; ai-dynamo/aiconfigurator,
+    generator/rule_plugin/benchmark/sglang.rule). TensorRT-LLM takes one prompt's tokens in an iteration (assumed).
     """
-    clients = int(row.concurrency)
-    if row.backend == "sglang":
-        return {"max_batched_tokens": max(8192, clients)}
-    return {"max_batched_tokens": int(row.isl) + clients + (1500 if fifty_rounds(row) else 0)}
+    if row.backend == "trtllm":
+        return {"max_batched_tokens": int(row.isl) + int(row.concurrency)}
+    return {}
 
 
 def unquantized(row: Any) -> dict[str, Any]:
