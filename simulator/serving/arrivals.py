@@ -54,6 +54,7 @@ class Arrivals:
         self._starts = iter(waiting.tolist())
         self.brings = requests.closed or requests.following is not None
         self._turnaround, self._round_trip = policy.turnaround, policy.round_trip
+        self._read = policy.prompt_token * requests.prompt
         self.next = self._times[0]
 
     def take(self, until: float) -> list[int]:
@@ -73,9 +74,9 @@ class Arrivals:
         following = -1 if self._following is None else self._following[request]
         if following >= 0:
             pause = 0.0 if self._pause is None else self._pause[following]
-            self._bring(following, now + self._round_trip + pause)
+            self._bring(following, now + self._round_trip + float(self._read[following]) + pause)
         elif (start := next(self._starts, None)) is not None:
-            self._bring(start, now + self._turnaround)
+            self._bring(start, now + self._turnaround + float(self._read[start]))
 
     def _bring(self, request: int, time: float) -> None:
         self.at[request] = time

@@ -9,6 +9,7 @@ import numpy as np
 from simulator.serving.caching import Caching
 from simulator.serving.metrics import LATENCIES, request_latencies
 from simulator.serving.served import Served
+from simulator.serving.workload import Floats
 from simulator.strategy import Metric
 
 
@@ -71,7 +72,7 @@ def _hits(served: Served, caching: Caching, accelerator: str) -> dict[str, Metri
     return metrics
 
 
-def class_metrics(served: Served, frontend: float, errors: Mapping[str, float]) -> dict[str, Metric]:
+def class_metrics(served: Served, frontend: float | Floats, errors: Mapping[str, float]) -> dict[str, Metric]:
     """Return latencies by class of request, where there are several: ``time_to_first_token_p99_NAME``."""
     kind = served.requests.kind
     if kind is None:

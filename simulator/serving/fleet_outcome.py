@@ -69,7 +69,7 @@ def simulate_fleet(setup: Setup, fleet: Fleet, *, detail: bool = False) -> Outco
     bottlenecks["waiting"] = max(0.0, total - sum(bottlenecks.values()))
     metrics = _metrics(setup, plan, served, class_times, spreads, mean_gpus)
     sources = (*SOURCES, *APART) if fleet.apart else SOURCES
-    frontend = float(plan.pools[0].plan.strategy.frontend_latency or 0.0)
+    frontend = plan.pools[0].plan.frontend(whole.requests)
     return Outcome(
         headline(plan.requests), metrics, _memory(plan, served), class_times, bottlenecks, total,
         _assumptions(setup, plan, served, fleet), sources, whole.timeline, max(1, round(mean_gpus)), min(1.0, busy / total),
@@ -128,7 +128,7 @@ def _metrics(
     whole = served.whole
     run = math.hypot(relative_error(class_times, spreads), ITERATION_SPREAD)
     prefill = math.hypot(run, QUEUE_SPREAD)
-    frontend = float(plan.pools[0].plan.strategy.frontend_latency or 0.0)
+    frontend = plan.pools[0].plan.frontend(whole.requests)
     metrics = throughput_metrics(whole, 1, 1, run)
     per_gpu = metrics["output_throughput_per_gpu"]
     metrics["output_throughput_per_gpu"] = Metric(

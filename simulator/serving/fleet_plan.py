@@ -105,6 +105,9 @@ def _plan(setup: Setup, pool: Pool, index: int, fleet: Fleet, requests: Requests
     if fleet.apart and (strategy.batching == "static" or strategy.preemption == "swap"):
         option = "batching 'static'" if strategy.batching == "static" else "preemption 'swap'"
         raise MemroofError(f"{option} has no meaning where prefill and decode are apart")
+    if role == "decode" and (strategy.batch_wait or strategy.receive_interval > 1):
+        option = "batch_wait" if strategy.batch_wait else "receive_interval"
+        raise MemroofError(f"'{option}' has no meaning for who decodes: requests come with their cache")
     check(strategy, setup.model, hardware)
     own = replace(requests, output=np.ones_like(requests.output)) if role == "prefill" else requests
     check_lengths(own, strategy, setup.model)

@@ -42,7 +42,7 @@ RATES = {
 
 
 def latency_metrics(
-    served: Served, prefill_error: float, run_error: float, frontend: float = 0.0
+    served: Served, prefill_error: float, run_error: float, frontend: float | Floats = 0.0
 ) -> dict[str, Metric]:
     """Mean and percentiles of time to first token, time per output token, and end-to-end time.
 
@@ -55,7 +55,7 @@ def latency_metrics(
         A run.
     prefill_error, run_error : float
         Relative standard errors of the iterations with prompts and of all.
-    frontend : float
+    frontend : float or array, shape (n,)
         Round trip between client and scheduler: in the times to the first token and to the end [s].
     """
     latencies = request_latencies(served, frontend)
@@ -67,14 +67,14 @@ def latency_metrics(
     return metrics
 
 
-def request_latencies(served: Served, frontend: float = 0.0) -> dict[str, Floats]:
+def request_latencies(served: Served, frontend: float | Floats = 0.0) -> dict[str, Floats]:
     """Latencies of each request, by the keys of :data:`LATENCIES` [s].
 
     Parameters
     ----------
     served : Served
         A run.
-    frontend : float
+    frontend : float or array, shape (n,)
         Round trip between client and scheduler [s].
 
     Returns
@@ -108,7 +108,11 @@ def served_well(latencies: Mapping[str, Any], bounds: Mapping[str, float]) -> Fl
 
 
 def objective_metrics(
-    served: Served, slo: ServiceObjective, replicas: int, errors: Mapping[str, float], frontend: float = 0.0
+    served: Served,
+    slo: ServiceObjective,
+    replicas: int,
+    errors: Mapping[str, float],
+    frontend: float | Floats = 0.0,
 ) -> dict[str, Metric]:
     """Share of the requests that hold a service-level objective, and how many of them a second (goodput).
 
@@ -125,7 +129,7 @@ def objective_metrics(
         Equal replicas that the goodput counts.
     errors : mapping of str to float
         Relative standard error of a latency, by key.
-    frontend : float
+    frontend : float or array, shape (n,)
         As for :func:`latency_metrics` [s].
     """
     latencies, rate = request_latencies(served, frontend), replicas * len(served.requests) / duration(served)
@@ -234,7 +238,7 @@ def saturated(served: Served) -> bool:
     return given and backlog(served) > max(2.0, BACKLOG * len(served.requests))
 
 
-def tables(served: Served, frontend: float = 0.0) -> dict[str, Mapping[str, Any]]:
+def tables(served: Served, frontend: float | Floats = 0.0) -> dict[str, Mapping[str, Any]]:
     """Columns by request, with its latencies, and by run of iterations."""
     requests, log = served.requests, served.log
     by_request = {

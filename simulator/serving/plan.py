@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from simulator.cost import peak_flops
 from simulator.graph import Numerics, Shape, build
 from simulator.serving.caching import NOTHING, Caching, make_cache, make_caching
@@ -24,7 +26,7 @@ from simulator.serving.techniques import (
     scheme_of,
     technique_numerics,
 )
-from simulator.serving.workload import Requests, draw_requests
+from simulator.serving.workload import Floats, Requests, draw_requests
 from simulator.specs import Hardware, MemroofError, Model, ServingScenario, ServingStrategy
 from simulator.strategy import Setup
 
@@ -70,6 +72,10 @@ class ReplicaPlan:
     usable: float
     resident: Mapping[str, float]
     caching: Caching = NOTHING
+
+    def frontend(self, requests: Requests) -> Floats:
+        """Time between client and scheduler of each request [s]."""
+        return np.asarray(self.policy.round_trip + self.policy.prompt_token * requests.prompt, float)
 
     @property
     def gpus(self) -> int:
@@ -123,6 +129,8 @@ def plan_replica(
         strategy.schedule_ahead, float(scenario.workload.think_time or 0.0) + float(strategy.frontend_latency or 0.0),
         strategy.iteration, strategy.order, strategy.priority_preemption, strategy.preemption == "swap",
         strategy.overlap_transfers, float(strategy.frontend_latency or 0.0),
+        frontend_token(strategy, setup), strategy.receive_interval,
+        *((strategy.batch_wait.steps, strategy.batch_wait.token_share) if strategy.batch_wait else ()),
     )  # fmt: skip
     sequences = min(policy.max_batch, len(requests))
     tokens = min(strategy.max_batched_tokens, int((requests.prompt + requests.output).sum()))
@@ -146,6 +154,11 @@ def plan_replica(
     pricer = beside.pricer if len(pricers) == 1 else PipelinePricer(pricers)
     caching = make_caching(strategy, hardware, setup.cost.calibration, cache, layout.gpus)
     return ReplicaPlan(strategy, replicas, layout, requests, policy, pricer, cache, usable, resident, caching)
+
+
+def frontend_token(strategy: ServingStrategy, setup: Setup) -> float:
+    """Time of the front end for each token of a prompt [s]; none where no front end is asked for."""
+    return float(setup.cost.calibration.host.prompt_token or 0.0) if strategy.frontend_latency else 0.0
 
 
 def _kept_stages(
@@ -196,7 +209,7 @@ def _stages(
                 model, numerics, layout.tensor, layout.tensor_span, setup.cost, host, all_reduce=strategy.all_reduce,
                 wide_ends=strategy.weight_bits is None, layout=layout, layers=layers, captured=strategy.cuda_graphs,
                 scheme=scheme_of(strategy), change=cache_change(strategy, setup, numerics),
-                generates=strategy.endpoint == "generate",
+                generates=strategy.endpoint == "generate", unquantized=strategy.unquantized,
             )  # fmt: skip
         pricers.append(found[key])
     return tuple(pricers)
@@ -250,6 +263,8 @@ def check_lengths(requests: Requests, strategy: ServingStrategy, model: Model) -
     reserved = strategy.reserved_tokens
     if reserved is not None and longest > reserved:
         raise MemroofError(f"reserved_tokens ({reserved}) must hold the longest request ({longest} tokens)")
+    if strategy.kv_layout == "contiguous" and not strategy.priority_preemption:
+        longest = int(requests.prompt.max())  # nobody is computed again with what has been generated
     if not strategy.chunked_prefill and longest > strategy.max_batched_tokens:
         raise MemroofError(
             f"without chunked_prefill max_batched_tokens ({strategy.max_batched_tokens}) must hold the longest request "

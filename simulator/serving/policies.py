@@ -37,6 +37,14 @@ class Policy:
     """Blocks are copied while the iteration that needs them computes, else before it."""
     round_trip: float = 0.0
     """Between client and scheduler, before the next turn of a session arrives [s]."""
+    prompt_token: float = 0.0
+    """What the front end takes for each token of the next prompt, beside the above [s]."""
+    receive_interval: int = 1
+    """Decode steps between two looks at who has arrived; iterations with prompts, and an idle engine, look at once."""
+    wait_steps: int = 0
+    """Decode steps that prompts wait for more of them at most."""
+    wait_share: float = 1.0
+    """Tokens of an iteration over its budget at which they no longer wait."""
 
     @property
     def mixes(self) -> bool:

@@ -79,6 +79,10 @@ SCHEMES: Mapping[str, Scheme] = {
 """Schemes by name."""
 
 
+PAIRED_ROWS = 256
+"""Rows up to which NVFP4 products take tiles of two units."""
+
+
 def cache_bytes(bits: float, group: int | None) -> float:
     """Bytes of a cached element of some bits, with a scale and an offset of 16 bits for each group (KIVI, XQuant) [B]."""
     return bits / 8.0 + (4.0 / group if group else 0.0)
@@ -134,6 +138,17 @@ def products(work: Matmul, scheme: Scheme, cost: CostModel) -> tuple[Work, ...]:
     longest: Any = np.maximum(product.compute, product.memory)
     exposed = np.maximum(product.compute + flops / rate - longest, 0.0)
     return work, Elementwise(0.0 * exposed, 0.0, exposed * rate, kernels=0)
+
+
+def paired_tile(rows: Any) -> tuple[Any, Any]:
+    """Return rows and columns of a unit's tile in NVFP4 products of data-centre Blackwell, which do not cut k.
+
+    Up to 256 rows two units share a tile of 256 rows and 128 columns, however few the rows are, each with the weights of 64
+    columns; beyond, each has a tile of its own (vllm-project/vllm, csrc/quantization/fp4/nvfp4_scaled_mm_kernels.cu). In
+    aiconfigurator's nvfp4 rows for B200 times rise in steps of 74 such tiles.
+    """
+    few = np.asarray(rows) <= PAIRED_ROWS
+    return np.where(few, 256.0, 128.0), np.where(few, 64.0, 128.0)
 
 
 def unscaling_flops(work: Matmul, scheme: Scheme, tile: float) -> Any:

@@ -29,6 +29,7 @@ from simulator.serving.machine import Places, declare
 from simulator.serving.policies import Policy
 from simulator.serving.preemption import Preemption
 from simulator.serving.prefix_cache import PrefixCache
+from simulator.serving.reading import Collecting, Reading
 from simulator.serving.served import Log, Served
 from simulator.serving.tiers import Tier
 from simulator.serving.workload import Floats, Integers, Requests
@@ -129,6 +130,7 @@ class Replica(Preemption):
         self.pricer = pricer
         self.longest_run = 1 if one_by_one else LONGEST_RUN
         self.last_start = 0.0
+        self.reading, self.collecting = Reading(policy), Collecting(policy)
         self.admitted, self.first_token, self.end = (np.full(len(requests), np.nan) for _ in range(3))
         self.found = np.zeros(len(requests), np.int64)
         self.prefill_account: Floats | float = 0.0
@@ -163,9 +165,7 @@ class Replica(Preemption):
         )  # fmt: skip
 
     def _wake(self) -> None:
-        now = self.simulation.now
-        busy = self.policy.ahead and (self.decoding or self.prefilling)
-        for request in self.arrivals.take(self.last_start if busy else now):
+        for request in self.arrivals.take(self._read_until):
             self.line.push(request)
         pieces = self._prefill_pieces()
         if pieces:
@@ -176,6 +176,13 @@ class Replica(Preemption):
             self._hold()
             if self.arrivals.next < np.inf:
                 self.simulation.at(self.arrivals.next, self._wake)
+
+    @property
+    def _read_until(self) -> float:
+        """Who had come by then has been seen [s]: all where nothing runs."""
+        looks_back = self.policy.ahead or self.policy.receive_interval > 1
+        busy = looks_back and (self.decoding or self.prefilling)
+        return self.reading.until if busy else self.simulation.now
 
     # --- what the next iteration holds ---
 
@@ -202,9 +209,20 @@ class Replica(Preemption):
             pieces.append((request, piece))
             self._publish(request, int(self.cached[request]) + piece)
             budget -= piece
-        if not policy.static and not (policy.decodes_first and self.decoding):
+        if not policy.static and not (policy.decodes_first and self.decoding) and not self._collects(budget):
             self._admit_line(pieces, budget)
         return pieces
+
+    def _collects(self, budget: int) -> bool:
+        """Whether those who wait, and could be let in, wait for more prompts while others decode."""
+        policy = self.policy
+        if not policy.wait_steps or not self.line or not self.decoding or self.prefilling:
+            return False
+        waiting = self.line.first(policy.max_batch - len(self.decoding))
+        if not waiting or not self._fits(waiting[0]):
+            return False
+        prompts = int(np.minimum(self.target[waiting].sum(), budget))
+        return self.collecting.look(prompts + policy.max_tokens - budget)
 
     def _admit_line(self, pieces: list[tuple[int, int]], budget: int) -> None:
         while self.line and len(self.decoding) + len(self.prefilling) < self.policy.max_batch:
@@ -278,6 +296,7 @@ class Replica(Preemption):
         count = int(new.sum())
 
         def end(task: int) -> None:
+            self.reading.prompted(start, self.simulation.now)
             self.cached[ids] += new
             self.tokens += count + len(decoding)
             self.prefilling = [request for request in self.prefilling if request not in finished]
@@ -291,7 +310,7 @@ class Replica(Preemption):
                 self.decoding = self.decoding + finished
             self._return_finished()
 
-        self.last_start = self.simulation.now
+        start = self.last_start = self.simulation.now
         tag = "mixed" if len(decoding) else "prefill"
         seconds = self._first_step(float(steps.seconds[0]))
         self._record(seconds, 1, len(decoding), len(pieces), count, dict(pieces))
@@ -308,6 +327,8 @@ class Replica(Preemption):
         if before != (len(self.line), len(self.swapped)):
             # somebody gave way or came back after the line was looked at: it is looked at again after a step
             most = 1
+        if self.collecting.waits:
+            most = min(most, self.collecting.left)
         if self.growth_time:
             most = min(most, max(1, LARGEST_TABLE // len(ids)))
         if not self.policy.static:
@@ -339,6 +360,8 @@ class Replica(Preemption):
 
     def _end_decode(self, run: DecodeRun) -> None:
         self.run_ahead = None
+        self.reading.decoded(run.start, run.ends, run.count)
+        self.collecting.decoded(run.count)
         self.cached[run.ids] += run.count
         self.produced[run.ids] += run.count
         self.tokens += len(run.ids) * run.count
@@ -362,14 +385,15 @@ class Replica(Preemption):
     def _steps_to_arrival(self, ends: Floats, start: float | None = None) -> int:
         """Return how many steps are over, or under way, when a request arrives that may be let in.
 
-        Where iterations are put together ahead, it is let in a step later.
+        Where iterations are put together ahead, it is let in a step later, and not before somebody looks who has come.
         """
         if self._shut:
             return len(ends)
         gap = self.arrivals.next - (self.simulation.now if start is None else start)
         if gap == np.inf:
             return len(ends)
-        return int(np.searchsorted(ends, gap)) + 1 + (self.policy.ahead and gap > 0.0)
+        steps = int(np.searchsorted(ends, gap)) + 1 + (self.policy.ahead and gap > 0.0)
+        return self.reading.steps(steps)
 
     @property
     def _shut(self) -> bool:
@@ -377,7 +401,7 @@ class Replica(Preemption):
         policy = self.policy
         if policy.static or policy.decodes_first:
             return True
-        if policy.order == "fcfs" and (self.line or self.swapped):
+        if policy.order == "fcfs" and (self.line or self.swapped) and not self.collecting.waits:
             return True
         return len(self.decoding) >= policy.max_batch and not policy.priority_preemption
 

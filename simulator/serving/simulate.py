@@ -102,7 +102,7 @@ def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
     return Outcome(
         headline(plan.requests), metrics, (_memory(setup, plan, served), *_lower(plan, served)), class_times, bottlenecks, total,
         _assumptions(setup, plan, served), SOURCES, served.timeline, plan.gpus,
-        min(1.0, account.seconds / total), tables(served, float(plan.strategy.frontend_latency or 0.0)), spreads,
+        min(1.0, account.seconds / total), tables(served, plan.frontend(served.requests)), spreads,
         ITERATION_SPREAD, phases=_phases(plan, served),
     )  # fmt: skip
 
@@ -135,7 +135,7 @@ def _metrics(
     run = math.hypot(relative_error(account.by_class, errors), ITERATION_SPREAD)
     prompts = plan.pricer.account(served.prefill_account).by_class
     prefill = math.hypot(relative_error(prompts, errors), QUEUE_SPREAD)
-    frontend = float(plan.strategy.frontend_latency or 0.0)
+    frontend = plan.frontend(served.requests)
     metrics = throughput_metrics(served, plan.shares, plan.gpus, run) | latency_metrics(
         served, prefill, run, frontend
     )

@@ -54,14 +54,21 @@ from simulator.serving.experts import EXCHANGE_UNITS, ROUTED, Experts, cut
 from simulator.serving.iteration import Steps
 from simulator.serving.kv_compression import CacheChange
 from simulator.serving.layout import Layout
-from simulator.serving.quantisation import Scheme, products
+from simulator.serving.quantisation import Scheme, paired_tile, products
 from simulator.serving.workload import Floats, Integers
-from simulator.specs import OPERATOR_CLASSES, Model, OperatorClass, Span
+from simulator.specs import OPERATOR_CLASSES, MemroofError, Model, OperatorClass, Span
 from simulator.strategy import Bottleneck
 
 ReduceKernel = Literal["library", "pull", "push"]
 ACTIVATION_BYTES = {"fp8": 1.0, "int8": 1.0, "fp4": 0.5625}
 """Bytes of a quantised input element, with the scales of 16 elements in NVFP4."""
+
+SHARED_INPUT, GATE = "moe.shared.up", "moe.router"
+"""Operators whose input is quantised for others, and that no recipe quantises."""
+SHARED = frozenset((SHARED_INPUT, "moe.shared.activation", "moe.shared.down"))
+BESIDE = 256
+"""Tokens of an iteration up to which shared experts have a stream of their own (vLLM's threshold of its shared experts' stream;
+SGLang's dual stream goes up to 1,024, TensorRT-LLM's as far as graphs are captured)."""
 
 
 class StepPricer:
@@ -98,6 +105,13 @@ class StepPricer:
         What becomes of the KV cache, where it does not hold all keys and values.
     generates : bool
         Whether the head gives logits; else states are pooled.
+    unquantized : tuple of str
+        Operators whose products stay in 16 bits where the others are narrower.
+
+    Raises
+    ------
+    MemroofError
+        If the model has no such operator.
     """
 
     def __init__(
@@ -117,6 +131,7 @@ class StepPricer:
         scheme: Scheme | None = None,
         change: CacheChange | None = None,
         generates: bool = True,
+        unquantized: tuple[str, ...] = (),
     ) -> None:
         self.model, self.numerics, self.cost, self.span, self.host = model, numerics, cost, span, host
         self.all_reduce, self.wide_ends = all_reduce, wide_ends
@@ -126,11 +141,20 @@ class StepPricer:
         self.captured = None if captured is None else np.array(sorted(captured), np.int64)
         self.partition = Partition(tensor_parallel)
         self.experts = Experts(model, numerics, self.layout, cost, self.layers) if self.layout.apart else None
+        self.unquantized = frozenset(unquantized)
+        self._kept_wide = self.unquantized | {GATE}
         prefill, decode = self._graph(Shape(1, 2, 2, "prefill")), self._graph(Shape(1, 1, 3, "decode"))
         self._shared = _names(prefill) & _names(decode)
+        if unknown := self.unquantized - _names(prefill) - _names(decode):
+            known = ", ".join(sorted(name for name in _names(prefill) if name.startswith("attention.")))
+            raise MemroofError(
+                f"unquantized: {model.name} has no {min(unknown)!r}; its attention has {known}"
+            )
         self._prefill_attention, self._decode_attention = attentions(prefill), attentions(decode)
         self._decode_slopes = {attention: slopes(attention) for attention in self._decode_attention}
-        self._tokens = PageTable(lambda n: self._priced(self._layers("prefill", n, True)))
+        self._tokens = PageTable(
+            lambda n: self._priced(self._layers("prefill", n, True)) + self._shared_experts(n)
+        )
         self._heads = PageTable(lambda n: self._priced(self._head(n)))
         self._prefill_only = PageTable(lambda n: self._priced(self._layers("prefill", n, False)))
         self._decode_only = PageTable(lambda n: self._priced(self._layers("decode", n, False)))
@@ -294,8 +318,16 @@ class StepPricer:
             )
             layers += self.experts.parameters - cut_alike
         stored = self.numerics.weight_bytes
-        return layers * stored + ends * (
-            max(stored, self.numerics.activation_bytes) if self.wide_ends else stored
+        kept = sum(
+            float(operator.parameters) * count
+            for block, count in zip(graph.blocks, graph.counts, strict=True)
+            for operator in block.operators
+            if operator.name in self._kept_wide
+        )
+        return (
+            layers * stored
+            + kept * max(2.0 - stored, 0.0)
+            + ends * (max(stored, self.numerics.activation_bytes) if self.wide_ends else stored)
         )
 
     def workspace_bytes(self, tokens: int, sequences: int) -> float:
@@ -343,6 +375,12 @@ class StepPricer:
         return cut(graph, self.layers)
 
     @property
+    def _pairs_units(self) -> bool:
+        """Whether the device multiplies 4-bit numbers with two units a tile: Blackwell with HBM, not its workstation chips."""
+        device = self.cost.device
+        return device.architecture == "blackwell" and "hbm" in device.memory
+
+    @property
     def _last(self) -> bool:
         """Whether these layers end with the head."""
         return self.layers.stop == self.model.num_hidden_layers
@@ -379,13 +417,64 @@ class StepPricer:
                 if self.experts is not None and operator.name in ROUTED:
                     continue
                 if (operator.name in self._shared) == shared:
-                    works = (work for work in operator.forward if not isinstance(work, Attention))
-                    yield from ((kernel, count) for work in works for kernel in self._kernels(work))
+                    left_out: tuple[type[Work], ...] = (Attention,)
+                    if operator.name in SHARED:
+                        # partial sums of shared and routed experts are reduced together, with those of the routed ones
+                        together = (Collective,) if self.layout.data == 1 else ()
+                        left_out = (Attention, Matmul, Elementwise, *together)
+                    works = (work for work in operator.forward if not isinstance(work, left_out))
+                    yield from (
+                        (kernel, count) for work in works for kernel in self._kernels(work, operator.name)
+                    )
 
-    def _kernels(self, work: Work) -> tuple[Work, ...]:
+    def _shared_experts(self, tokens: Floats) -> Floats:
+        """Price shared experts: with few tokens they run on a stream of their own beside the routed ones.
+
+        Both take as long as the longer of them, and as their memory traffic together.
+        """
+        table = np.zeros((PAGE, SIZE))
+        for block, count in self._graph(Shape(1, tokens, 0, "prefill")).all_blocks:
+            own = [op for op in block.operators if op.name in SHARED]
+            if not own:
+                continue
+            kernels = [
+                kernel
+                for operator in own
+                for work in operator.forward
+                if isinstance(work, Matmul | Elementwise)
+                for kernel in self._kernels(work, operator.name)
+            ]
+            costs = [(kernel, self.cost.price(kernel)) for kernel in kernels]
+            routed = [
+                self.cost.price(_narrowed(work))
+                for operator in block.operators
+                if operator.name in ROUTED
+                for work in operator.forward
+                if not isinstance(work, Collective)
+            ]
+            alone = sum(np.asarray(cost.time) for _, cost in costs)
+            beside = sum(np.asarray(cost.time) for cost in routed)
+            traffic = sum(np.asarray(cost.memory) for cost in (*routed, *(cost for _, cost in costs)))
+            exposed = np.maximum(np.maximum(alone - beside, traffic - beside), 0.0) / alone
+            share = np.where(tokens <= BESIDE, np.minimum(exposed, 1.0), 1.0)
+            for work, cost in costs:
+                charge_page(table, replace(cost, time=cost.time * share), work.flops, work.bytes, count)
+        return table
+
+    def _kernels(self, work: Work, operator: str) -> tuple[Work, ...]:
+        if operator in self._kept_wide:
+            return (self._widened(work),)
         if self.scheme is not None and isinstance(work, Matmul):
             return products(work, self.scheme, self.cost)
-        return (_narrowed(work),)
+        if not isinstance(work, Matmul) or work.format != "fp4" or work.grouped:
+            return (_narrowed(work),)
+        size = work.m * work.k * work.count
+        # each thread loads 16 bytes (vllm-project/vllm, csrc/quantization/fp4/nvfp4_quant_kernels.cu)
+        quantise = Elementwise(2.0 * size, ACTIVATION_BYTES["fp4"] * size, chained=True)
+        if self._pairs_units:
+            work = replace(work, tile=paired_tile(work.m), split_k=False)
+        # the shared experts' input is quantised for the routed ones
+        return (_narrowed(work),) if operator == SHARED_INPUT else (quantise, _narrowed(work))
 
     def _head(self, sequences: Floats) -> Iterable[tuple[Work, int]]:
         """Norm and logits of the sequences that sample, the gather of the logits, and softmax with sampling."""
@@ -394,7 +483,8 @@ class StepPricer:
         unused = ("loss",) if self.generates else ("logits", "loss")
         for operator in self._graph(Shape(sequences, 1, 0, "prefill")).head.operators:
             if operator.name not in unused:
-                yield from ((self._widened(work), 1) for work in operator.forward)
+                # engines quantise layers alone
+                yield from ((self._widened(work) if self.wide_ends else work, 1) for work in operator.forward)
         if not self.generates:
             return
         logits = sequences * self.model.vocab_size * LOGIT_BYTES
@@ -402,9 +492,9 @@ class StepPricer:
         yield Elementwise(2.0 * logits, logits), 1
 
     def _widened(self, work: Work) -> Work:
-        """Return a product of the head in 16 bits: engines quantise layers alone."""
-        if isinstance(work, Matmul) and self.wide_ends and self.numerics.weight_bytes < 2.0:
-            return replace(work, format="bf16", right_bytes=2.0)
+        """Return a product in 16 bits."""
+        if isinstance(work, Matmul) and self.numerics.weight_bytes < 2.0:
+            return replace(work, format="bf16", left_bytes=2.0, right_bytes=2.0)
         return work
 
     def _priced(self, works: Iterable[tuple[Work, int]]) -> Floats:
@@ -422,7 +512,8 @@ class StepPricer:
 def _narrowed(work: Work) -> Work:
     """Read the input of a product in 8 or 4 bits as it is quantised by the norm, activation or attention before it.
 
-    Engines fuse the quantisation into these kernels (vLLM's and TensorRT-LLM's fusion passes).
+    Engines fuse the quantisation to 8 bits into these kernels (vLLM's and TensorRT-LLM's fusion passes); that to 4 bits with
+    scales of 16 elements is a kernel of its own.
     """
     if isinstance(work, Matmul) and work.format in ACTIVATION_BYTES:
         return replace(work, left_bytes=ACTIVATION_BYTES[work.format])

@@ -335,6 +335,9 @@ class HostConstants(Spec):
     """The same for each sequence of the batch."""
     workers: Seconds | None = None
     """The same for handing the iteration to several worker processes and waiting for them."""
+    prompt_token: Seconds | None = None
+    """Front end of a server: time for each token of a prompt from the client's text to the scheduler (tokenising, copies between
+    processes, broadcast to ranks), beside ``frontend_latency``."""
     context_bytes: Number | None = None
     """Device memory taken by driver context, communication library and workspaces, bytes."""
     sustained_clock: Fraction | None = None

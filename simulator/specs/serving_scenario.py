@@ -40,6 +40,15 @@ class PrefixCaching(Spec):
     """The same on its drives, after DRAM."""
 
 
+class BatchWait(Spec):
+    """Prompts wait beside decodes until there are enough of them (TensorRT-LLM's batch_wait options)."""
+
+    steps: Positive
+    """Decode steps that they wait at most (batch_wait_timeout_iters)."""
+    token_share: Fraction = 1.0
+    """Tokens of an iteration over ``max_batched_tokens`` at which they go (batch_wait_max_tokens_ratio)."""
+
+
 class ServingStrategy(Spec):
     """How a replica batches, keeps its KV cache and is cut over GPUs."""
 
@@ -85,6 +94,8 @@ class ServingStrategy(Spec):
     """Format that keys and values are stored in; 16 bit of ``precision`` if absent."""
     kv_group: Positive | None = None
     """Elements of the cache that share a scale and an offset of 16 bits each; one for a tensor if absent."""
+    unquantized: tuple[str, ...] = ()
+    """Operators (``attention.q_a``) whose products stay in 16 bits, as quantised checkpoints exclude some modules."""
     quantization: Quantization | None = None
     """Scheme of quantised weights and activations of linear layers, with scales and what un-scaling costs; none if absent."""
     endpoint: Literal["generate", "embed", "rerank"] = "generate"
@@ -119,6 +130,11 @@ class ServingStrategy(Spec):
     prompts wait until nothing decodes. If absent, mixed with chunks, else prefill-first."""
     order: Literal["fcfs", "priority", "shortest-prompt"] = "fcfs"
     """Who is admitted next: the first that came, the lowest number of ``priority``, the shortest prompt."""
+    receive_interval: Positive = 1
+    """Decode steps between two looks at who has arrived; after prompts, and when idle, the engine looks at once (SGLang's
+    scheduler_recv_interval)."""
+    batch_wait: BatchWait | None = None
+    """Prompts are collected before they interrupt decodes; none wait if absent."""
     priority_preemption: bool = False
     """A waiting request that finds no room takes that of running ones with a higher number of ``priority``."""
     kv_layout: Literal["paged", "contiguous", "virtual", "joined"] = "paged"
@@ -155,7 +171,8 @@ class ServingStrategy(Spec):
     """Kernel of all-reduces up to some megabytes inside a machine: the engine's own, which reads its peers' memory (vLLM,
     SGLang) or writes flagged data to them (TensorRT-LLM), or the communication library's."""
     frontend_latency: Seconds | None = None
-    """From a client to the scheduler and back (HTTP, tokenising, de-tokenising); none if absent."""
+    """From a client to the scheduler and back (HTTP, de-tokenising), beside what each token of a prompt takes (tokenising and
+    copies: ``host.prompt_token`` of the calibration); none if absent."""
 
     @field_validator("cuda_graphs", mode="before")
     @classmethod
@@ -188,6 +205,12 @@ class ServingStrategy(Spec):
                     yield f"'{name}' has no meaning with batching 'static', whose batches reserve all they need"
             if swap:
                 yield "preemption 'swap' has no meaning with batching 'static', which never preempts"
+            if self.batch_wait or self.receive_interval > 1:
+                name = "batch_wait" if self.batch_wait else "receive_interval"
+                yield f"'{name}' has no meaning with batching 'static', which lets nobody in while it runs"
+        if self.iteration == "decode-first" and (self.batch_wait or self.receive_interval > 1):
+            name = "batch_wait" if self.batch_wait else "receive_interval"
+            yield f"'{name}' has no meaning with iteration 'decode-first', whose prompts wait for all decodes"
         if self.dual_batch_overlap and self.attention_data_parallel == 1:
             yield "'dual_batch_overlap' hides an exchange: it needs 'attention_data_parallel' above 1"
         if self.dual_batch_overlap and self.cuda_graphs is not None:

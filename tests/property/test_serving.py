@@ -130,6 +130,8 @@ def rich(draw, case, swap, layouts):
     policy = replace(
         case.policy, order=order, iteration=iteration, swap=draw(swap), overlap=draw(EITHER), round_trip=0.1,
         priority_preemption=order == "priority" and iteration != "decode-first" and draw(EITHER),
+        receive_interval=draw(st.sampled_from([1, 1, 3, 10])), wait_steps=draw(st.sampled_from([0, 0, 4])),
+        wait_share=draw(st.sampled_from([0.3, 1.0])),
     )  # fmt: skip
     swap = draw(tier("dram", st.sampled_from([40.0, 1e9]))) if policy.swap else None
     layout = draw(layouts)

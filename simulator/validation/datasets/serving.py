@@ -1,10 +1,10 @@
 """Points of serving benchmarks: a closed loop of clients on one replica, time to first and per output token.
 
 What the rows do not state is assumed for each of their two origins. The public continuous benchmark draws lengths from
-0.8 to 1 of the nominal ones and sends ten requests a client, all clients at once and without warm-up; KV caches are fp8.
-The other runs have fixed lengths, 16-bit caches, and TensorRT-LLM takes one prompt's tokens in an iteration. Times to the
-first token are means, which hold the burst at the start (the source says neither mean nor median; medians are half as
-long as what is measured at 32 clients and more, means are not).
+0.8 to 1 of the nominal ones and sends ten requests a client, all clients at once; KV caches are fp8.
+Times to the first token are means, which hold the burst at the start (the source says neither mean nor median; medians are
+half as long as what is measured at 32 clients and more, means are not). The other runs are aiconfigurator's own: fixed
+lengths, 16-bit caches, and taken to be as long.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ from simulator.validation.datasets.runs import (
     UNKNOWN_DEVICE,
     UNKNOWN_MODEL,
     Content,
+    Quantity,
     metric,
     run_parts,
     thin,
+)
+from simulator.validation.datasets.serving_recipes import (
+    MODELS,
+    drafted,
+    is_public,
+    settings,
+    unquantized,
+    unwarmed,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DEVICES = {**AICONFIGURATOR, "b300_sxm": "b300"}
-MODELS = {
-    "Qwen/Qwen3-235B-A22B-FP8": "qwen3-235b-a22b", "Qwen/Qwen3-32B": "qwen3-32b", "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
-    "deepseek-ai/DeepSeek-R1": "deepseek-v3", "deepseek-ai/DeepSeek-V3": "deepseek-v3",
-    "nvidia/DeepSeek-R1-NVFP4": "deepseek-v3", "nvidia/DeepSeek-V3.1-NVFP4": "deepseek-v3",
-    "meta-llama/Llama-3.1-70B": "llama3.1-70b", "meta-llama/Llama-3.1-8B-Instruct": "llama3.1-8b",
-    "nvidia/Llama-3.1-8B-Instruct-FP8": "llama3.1-8b", "openai/gpt-oss-120b": "gpt-oss-120b",
-}  # fmt: skip
 DENSE = (
     "Qwen/Qwen3-32B", "nvidia/Qwen3-32B-NVFP4", "meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-8B-Instruct",
     "nvidia/Llama-3.1-8B-Instruct-FP8",
@@ -119,7 +121,7 @@ def lengths(tokens: float, spread: bool) -> Any:
 
 
 def _content(row: Any) -> Content:
-    public = "gap-analysis" not in str(row.source_dump)
+    public = is_public(row)
     device, ours = DEVICES[row.system], row.backend == "trtllm"
     cut = degrees(row, "")
     ranks = cut["tensor_parallel"] * cut.get("attention_data_parallel", 1)
@@ -129,10 +131,14 @@ def _content(row: Any) -> Content:
     clients = int(
         row.concurrency if np.isnan(row.batch_size) else min(row.concurrency, groups * row.batch_size)
     )
+    known = settings(row) | unquantized(row)
+    known["max_batch"] = min(clients, known.get("max_batch", clients))
+    known.setdefault(
+        "max_batched_tokens", int(row.isl) + clients if ours and not public else max(BUDGET, clients)
+    )
     return closed_loop(
         device, MODELS[row.model_path], ranks, lengths(row.isl, public), lengths(row.osl, public), clients, formats,
-        all_reduce="push" if ours else "pull",
-        max_batched_tokens=int(row.isl) + clients if ours and not public else max(BUDGET, clients), **cut,
+        all_reduce="push" if ours else "pull", **cut, **known,
     )  # fmt: skip
 
 
@@ -179,7 +185,11 @@ def _covered(frame: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
             "tpot_ms",
         ]
     )
-    return keep(frame, ~same, "the same point again", skipped)
+    frame = keep(frame, ~same, "the same point again", skipped)
+    frame = keep(frame, ~drafted(frame), "tokens are drafted, with an acceptance that is not stated", skipped)
+    return keep(
+        frame, ~unwarmed(frame), "kernels are compiled in the measured run: nothing warmed it up", skipped
+    )
 
 
 def _prompts(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:
@@ -199,12 +209,12 @@ def _prompts(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Se
 
 
 def _split(
-    frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, column: str, quantity: str
+    frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str], *, column: str, quantity: Quantity
 ) -> Sequence[Part]:
     frame = thin(_covered(frame, skipped), ("id", "source_dump"), MOST, skipped)
     return run_parts(
         frame, catalog, skipped, content=_content, measured=lambda rows: rows[column].to_numpy(float) * 1e-3,
-        quantity=metric(quantity), groups=("model_path", "system", "backend", "isl", "osl", "tp_size"),
+        quantity=quantity, groups=("model_path", "system", "backend", "isl", "osl", "tp_size"),
     )  # fmt: skip
 
 
@@ -225,6 +235,7 @@ def _apart_content(row: Any) -> Content:
     for phase in ("prefill", "decode"):
         cut, workers = dict[str, Any](degrees(row, f"{phase}_")), int(getattr(row, f"{phase}_num_workers"))
         ranks = cut["tensor_parallel"] * cut.get("attention_data_parallel", 1)
+        cut |= unquantized(row)
         if row.backend == "sglang" and cut.get("expert_parallel", 1) == ranks > cut["tensor_parallel"]:
             cut = {**cut, "expert_exchange": "auto"}
         pools[phase] = {
@@ -267,11 +278,11 @@ PROMPTS = "aiconfigurator/serving_ttft_tpot.csv#long-prompts"
 DATASETS = (
     TableDataSet(
         "aiconfigurator/serving_ttft_tpot.csv#tpot",
-        partial(_split, column="tpot_ms", quantity="time_per_output_token_p50"),
+        partial(_split, column="tpot_ms", quantity=metric("time_per_output_token_p50")),
     ),
     TableDataSet(
         "aiconfigurator/serving_ttft_tpot.csv#ttft",
-        partial(_split, column="ttft_ms", quantity="time_to_first_token_mean"),
+        partial(_split, column="ttft_ms", quantity=metric("time_to_first_token_mean")),
     ),
     TableDataSet(PROMPTS, _prompts),
     TableDataSet(

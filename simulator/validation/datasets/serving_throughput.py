@@ -26,6 +26,7 @@ from simulator.validation.datasets.runs import (
     thin,
 )
 from simulator.validation.datasets.serving import closed_loop, numerics
+from simulator.validation.datasets.serving_recipes import wide_modules
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,12 +80,13 @@ def _tensorrt_content(row: Any) -> Content:
     if any(part in row.model for part in EXPERTS):
         cut["expert_parallel"] = max(cut["expert_parallel"], cut["tensor_parallel"])
     requests = int(min(3000, max(256, TOKENS // row.osl))) * cut["attention_data_parallel"]
+    model, precision = named(TENSORRT_MODELS, row.model, UNKNOWN_MODEL), str(row.precision).lower()
     return {
         "kind": "serving", "hardware": {"device": device, "count": prod(cut.values()) // cut["expert_parallel"]},
-        "model": named(TENSORRT_MODELS, row.model, UNKNOWN_MODEL),
+        "model": model,
         "workload": {"arrival": "offline", "requests": requests, "prompt": int(row.isl), "output": int(row.osl)},
         "strategy": {
-            **cut, **numerics(str(row.precision).lower(), device, "fp8"), "max_batch": 2048,
+            **cut, **numerics(precision, device, "fp8"), **wide_modules(model, precision), "max_batch": 2048,
             "max_batched_tokens": 8192, "memory_utilization": 0.95, "schedule_ahead": True, "all_reduce": "push",
             "kv_layout": "contiguous", "reserved_tokens": int(row.isl + row.osl),
         },
@@ -209,7 +211,7 @@ def _blog_content(row: Any) -> Content:
     model = named(BLOG_MODELS, row.model, UNKNOWN_MODEL)
     cache = named(BLOG_CACHES, row.config, "caches of different formats in one model")
     formats = {"kv_precision": cache} | (
-        numerics("fp4", "h100-sxm", cache) if model.startswith("gpt-oss") else {}
+        numerics("fp4", "h100-sxm", cache) | wide_modules(model, "fp4") if model.startswith("gpt-oss") else {}
     )
     prompt, output = (
         {"uniform": [round(0.8 * mean), round(1.2 * mean)]} for mean in (row.isl_mean, row.osl_mean)

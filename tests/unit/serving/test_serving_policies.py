@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from serving_cases import LinearPricer
+from serving_cases import LinearPricer, make_setup
 
 from simulator.serving import LayerGroup, PagedCache, Policy, Requests, closed_loop, serve
 from simulator.serving.kv_cache import ContiguousCache, VirtualCache
@@ -254,3 +254,55 @@ def test_an_iteration_is_what_its_policy_says(chunked):
     assert Policy(1, 1, chunked).mixes == chunked
     assert not Policy(1, 1, chunked, static=True, iteration="mixed").mixes
     assert Policy(1, 1, chunked, iteration="decode-first").decodes_first
+
+
+def test_a_scheduler_that_looks_every_few_steps_lets_a_request_in_then():
+    # the first prompt ends at 1 s; the engine looks at 5 s and 9 s, and who came at 2.5 s is computed in the iteration after
+    rows = requests((0.0, 10, 20), (2.5, 10, 1))
+    served = serve(rows, Policy(8, 64, receive_interval=4), cache(), LinearPricer())
+    assert served.admitted.tolist() == [0.0, 5.0]
+    # ahead, it sees at 5 s who had come when the step before began, at 4 s
+    ahead = serve(rows, Policy(8, 64, receive_interval=4, ahead=True), cache(), LinearPricer())
+    assert ahead.admitted.tolist() == [0.0, 5.0]
+    late = requests((0.0, 10, 20), (4.5, 10, 1))
+    assert serve(
+        late, Policy(8, 64, receive_interval=4, ahead=True), cache(), LinearPricer()
+    ).admitted.tolist() == [0.0, 9.0]
+
+
+def test_an_idle_engine_and_one_that_runs_prompts_look_at_once():
+    rows = requests((0.0, 10, 1), (0.5, 10, 1), (7.0, 10, 1))
+    served = serve(rows, Policy(8, 64, receive_interval=100), cache(), LinearPricer())
+    assert served.admitted.tolist() == [0.0, 1.0, 7.0]
+
+
+def test_prompts_wait_beside_decodes_until_there_are_enough_of_them():
+    policy = Policy(8, 20, wait_steps=6, wait_share=0.9)
+    # one prompt and a decode are 9 tokens of 18: it waits its six steps, from 3 s on
+    alone = serve(requests((0.0, 8, 30), (2.5, 8, 1)), policy, cache(), LinearPricer())
+    assert alone.admitted.tolist() == [0.0, 9.0]
+    # a second one makes it 17, a third 20
+    three = serve(
+        requests((0.0, 8, 30), (2.5, 8, 1), (3.5, 8, 1), (4.5, 4, 1)), policy, cache(), LinearPricer()
+    )
+    assert three.admitted.tolist() == [0.0, 5.0, 5.0, 5.0]
+    # nothing decodes: nobody waits
+    assert serve(requests((0.0, 8, 2)), policy, cache(), LinearPricer()).admitted.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            {"batching": "static", "receive_interval": 4},
+            "'receive_interval' has no meaning with batching 'static'",
+        ),
+        (
+            {"iteration": "decode-first", "batch_wait": {"steps": 4}},
+            "'batch_wait' has no meaning with iteration",
+        ),
+    ],
+)
+def test_waiting_that_decides_nothing_is_refused(option, message):
+    with pytest.raises(ValueError, match=message):
+        make_setup(**option)

@@ -9,8 +9,9 @@ from serving_cases import LLAMA_8B, LLAMA_70B, make_setup, small
 from simulator.graph import Attention, Collective, Matmul, Numerics, Partition, Shape, build
 from simulator.serving import StepPricer, make_plan
 from simulator.serving.accounts import FLOPS, TRAFFIC
+from simulator.serving.quantisation import paired_tile
 from simulator.serving.step_time import _narrowed
-from simulator.specs import OPERATOR_CLASSES
+from simulator.specs import OPERATOR_CLASSES, MemroofError
 
 HOST = 1e-3
 MLA = small(
@@ -176,3 +177,55 @@ def test_scales_of_four_bit_weights_are_stored():
     assert plan.resident["weights"] == pytest.approx(
         layers * (0.5 + 2.5 / 128) + 2 * 128256 * 4096 * 2.0, rel=2e-3
     )
+
+
+def test_four_bit_products_of_blackwell_take_tiles_of_two_units():
+    # vLLM's NVFP4 kernel: n = 8,192 fills one wave of 74 tiles of two units, n = 10,240 begins a second; measured on B200
+    # (aiconfigurator/gemm.csv, m = 2 and 7, k = 65,536): 69.0 and 116.7 us
+    prices = make_plan(make_setup(hardware={"device": "b200"}, precision="fp4")).pricer
+    times = []
+    for columns in (8192, 10240):
+        product = Matmul(4, columns, 65536, 1, "fp4", 2.0, 0.5625, 2.0)
+        quantise, run = prices._kernels(product, "mlp.up")
+        assert (float(run.tile[0]), float(run.tile[1]), run.split_k) == (256.0, 64.0, False)
+        assert (quantise.read, quantise.written) == (2.0 * 4 * 65536, 0.5625 * 4 * 65536)
+        times.append(float(prices.cost.price(run).time))
+    assert times == pytest.approx([69.0e-6, 116.7e-6], rel=0.2)
+    assert paired_tile(np.array([256, 257]))[1].tolist() == [64.0, 128.0]
+
+
+def test_gates_and_excluded_modules_stay_in_16_bits():
+    prices = make_plan(make_setup(precision="fp8")).pricer
+    kept = make_plan(make_setup(precision="fp8", unquantized=["attention.qkv", "attention.output"])).pricer
+    # 4096 x 6144 and 4096 x 4096 in each of 32 layers take a byte more an element
+    assert kept.weight_bytes - prices.weight_bytes == 32 * 4096 * (6144 + 4096)
+    product = Matmul(1, 6144, 4096, 1, "fp8", 2.0, 1.0, 2.0)
+    (wide,) = kept._kernels(product, "attention.qkv")
+    assert (wide.format, wide.left_bytes, wide.right_bytes) == ("bf16", 2.0, 2.0)
+    (gate,) = prices._kernels(product, "moe.router")
+    assert gate.format == "bf16"
+
+
+def test_modules_that_a_model_lacks_are_refused():
+    with pytest.raises(
+        MemroofError, match=r"llama-8b has no 'attention\.q_a'; its attention has .*attention\.qkv"
+    ):
+        make_plan(make_setup(precision="fp8", unquantized=["attention.q_a"]))
+
+
+def test_shared_experts_of_few_tokens_run_beside_the_routed_ones():
+    moe = {
+        "num_experts": 64,
+        "num_experts_per_tok": 6,
+        "moe_intermediate_size": 1024,
+        "num_shared_experts": 2,
+    }
+    without = {**moe, "num_shared_experts": 0}
+    both, routed = (make_plan(make_setup(small(name="shared", moe=each))).pricer for each in (moe, without))
+
+    def more(tokens):
+        one, other = (each.decode(np.full(tokens, 100), 1).seconds[0] for each in (both, routed))
+        return one - other
+
+    # three kernels a layer, of some microseconds each, are hidden but for their traffic; beyond 256 tokens none is
+    assert 0.0 <= more(8) < 0.5 * more(300)

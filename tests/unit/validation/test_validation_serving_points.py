@@ -12,6 +12,7 @@ from simulator.specs import Catalog
 from simulator.specs.serving_scenario import CAPTURED
 from simulator.validation.datasets import serving_throughput
 from simulator.validation.datasets.serving import captured
+from simulator.validation.datasets.serving_recipes import drafted, settings, unwarmed, wide_modules
 
 
 def test_batches_above_the_default_sizes_are_captured_too() -> None:
@@ -45,3 +46,41 @@ def test_a_rate_that_rises_with_the_context_is_another_models() -> None:
     parts = serving_throughput._tensorrt(rows, Catalog(), skipped)
     assert skipped == {"faster at longer contexts: a row of another model": 1}
     assert [len(part.measured) for part in parts] == [2]
+
+
+def point(**fields: object) -> dict[str, object]:
+    return {
+        "backend": "sglang", "backend_version": "0.5.9", "system": "b200_sxm", "precision": "fp8", "isl": 1024, "osl": 1024,
+        "model_path": "deepseek-ai/DeepSeek-R1", "tp_size": 8, "attention_dp_size": 1, "moe_ep_size": 1, "concurrency": 16,
+        "measured_on": "2026-03-25", "source_dump": "source_file=2026-04-06.csv", "tpot_ms": 13.2,
+    } | fields  # fmt: skip
+
+
+def test_settings_are_those_of_the_launch_scripts() -> None:
+    # SGLang looks every 30 steps from 16 clients on, and every 10 below
+    assert settings(SimpleNamespace(**point()))["receive_interval"] == 30
+    assert settings(SimpleNamespace(**point(concurrency=8)))["receive_interval"] == 10
+    # TensorRT-LLM: ((clients + prompt + 64 + 63) / 64) 64 tokens, at least 8,192 since 21 January 2026
+    row = point(backend="trtllm", measured_on="2025-11-02")
+    assert settings(SimpleNamespace(**row))["max_batched_tokens"] == 1152
+    assert settings(SimpleNamespace(**row | {"measured_on": "2026-02-03"}))["max_batched_tokens"] == 8192
+    llama = row | {"model_path": "meta-llama/Llama-3.1-70B", "tp_size": 4}
+    assert settings(SimpleNamespace(**llama))["batch_wait"] == {"steps": 20, "token_share": 0.9}
+    assert "batch_wait" not in settings(SimpleNamespace(**llama | {"tp_size": 8}))
+
+
+def test_drafts_and_cold_servers_are_told_by_date_and_by_pairs() -> None:
+    rows = pd.DataFrame(
+        [
+            point(), point(tpot_ms=11.7), point(concurrency=128), point(backend="trtllm", measured_on="2026-02-05"),
+            point(measured_on="2025-11-18"),
+        ]
+    )  # fmt: skip
+    assert drafted(rows).tolist() == [False, True, True, True, False]
+    assert unwarmed(rows).tolist() == [False, False, False, False, True]
+
+
+def test_checkpoints_keep_modules_wide() -> None:
+    assert wide_modules("gpt-oss-120b", "nvfp4") == {"unquantized": ["attention.qkv", "attention.output"]}
+    assert "attention.output" not in wide_modules("deepseek-v3", "fp4")["unquantized"]
+    assert wide_modules("deepseek-v3", "fp8") == wide_modules("llama3.1-70b", "nvfp4") == {}
