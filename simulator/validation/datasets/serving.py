@@ -31,14 +31,7 @@ from simulator.validation.datasets.runs import (
     run_parts,
     thin,
 )
-from simulator.validation.datasets.serving_recipes import (
-    MODELS,
-    drafted,
-    is_public,
-    settings,
-    unquantized,
-    unwarmed,
-)
+from simulator.validation.datasets.serving_defaults import MODELS, engine, is_public, unquantized
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,8 +51,6 @@ LONG, FEW, MOST_PROMPTS = 8000, 16, 40
 """Tokens of a prompt whose products outlast all else, clients at most, and rows that show the clock under load."""
 FRONTEND = "5 ms"
 """Assumed round trip of a request between client and scheduler (HTTP, tokenising, streaming back)."""
-BUDGET = 8192
-"""Tokens of an iteration: what each of these servers has for a default on GPUs of 80 GB and more."""
 
 
 def numerics(mode: str, device: str, kv: str | None) -> dict[str, str]:
@@ -131,14 +122,9 @@ def _content(row: Any) -> Content:
     clients = int(
         row.concurrency if np.isnan(row.batch_size) else min(row.concurrency, groups * row.batch_size)
     )
-    known = settings(row) | unquantized(row)
-    known["max_batch"] = min(clients, known.get("max_batch", clients))
-    known.setdefault(
-        "max_batched_tokens", int(row.isl) + clients if ours and not public else max(BUDGET, clients)
-    )
     return closed_loop(
         device, MODELS[row.model_path], ranks, lengths(row.isl, public), lengths(row.osl, public), clients, formats,
-        all_reduce="push" if ours else "pull", **cut, **known,
+        all_reduce="push" if ours else "pull", **cut, **engine(row, clients), **unquantized(row),
     )  # fmt: skip
 
 
@@ -185,11 +171,7 @@ def _covered(frame: pd.DataFrame, skipped: Counter[str]) -> pd.DataFrame:
             "tpot_ms",
         ]
     )
-    frame = keep(frame, ~same, "the same point again", skipped)
-    frame = keep(frame, ~drafted(frame), "tokens are drafted, with an acceptance that is not stated", skipped)
-    return keep(
-        frame, ~unwarmed(frame), "kernels are compiled in the measured run: nothing warmed it up", skipped
-    )
+    return keep(frame, ~same, "the same point again", skipped)
 
 
 def _prompts(frame: pd.DataFrame, catalog: Catalog, skipped: Counter[str]) -> Sequence[Part]:

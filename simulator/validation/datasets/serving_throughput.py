@@ -26,7 +26,7 @@ from simulator.validation.datasets.runs import (
     thin,
 )
 from simulator.validation.datasets.serving import closed_loop, numerics
-from simulator.validation.datasets.serving_recipes import wide_modules
+from simulator.validation.datasets.serving_defaults import wide_modules
 
 if TYPE_CHECKING:
     import pandas as pd

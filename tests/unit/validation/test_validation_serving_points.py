@@ -12,7 +12,7 @@ from simulator.specs import Catalog
 from simulator.specs.serving_scenario import CAPTURED
 from simulator.validation.datasets import serving_throughput
 from simulator.validation.datasets.serving import captured
-from simulator.validation.datasets.serving_recipes import drafted, settings, unwarmed, wide_modules
+from simulator.validation.datasets.serving_defaults import engine, wide_modules
 
 
 def test_batches_above_the_default_sizes_are_captured_too() -> None:
@@ -56,28 +56,18 @@ def point(**fields: object) -> dict[str, object]:
     } | fields  # fmt: skip
 
 
-def test_settings_are_those_of_the_launch_scripts() -> None:
-    # SGLang looks every 30 steps from 16 clients on, and every 10 below
-    assert settings(SimpleNamespace(**point()))["receive_interval"] == 30
-    assert settings(SimpleNamespace(**point(concurrency=8)))["receive_interval"] == 10
-    # TensorRT-LLM: ((clients + prompt + 64 + 63) / 64) 64 tokens, at least 8,192 since 21 January 2026
-    row = point(backend="trtllm", measured_on="2025-11-02")
-    assert settings(SimpleNamespace(**row))["max_batched_tokens"] == 1152
-    assert settings(SimpleNamespace(**row | {"measured_on": "2026-02-03"}))["max_batched_tokens"] == 8192
-    llama = row | {"model_path": "meta-llama/Llama-3.1-70B", "tp_size": 4}
-    assert settings(SimpleNamespace(**llama))["batch_wait"] == {"steps": 20, "token_share": 0.9}
-    assert "batch_wait" not in settings(SimpleNamespace(**llama | {"tp_size": 8}))
-
-
-def test_drafts_and_cold_servers_are_told_by_date_and_by_pairs() -> None:
-    rows = pd.DataFrame(
-        [
-            point(), point(tpot_ms=11.7), point(concurrency=128), point(backend="trtllm", measured_on="2026-02-05"),
-            point(measured_on="2025-11-18"),
-        ]
-    )  # fmt: skip
-    assert drafted(rows).tolist() == [False, True, True, True, False]
-    assert unwarmed(rows).tolist() == [False, False, False, False, True]
+def test_engines_batch_as_they_do_by_default() -> None:
+    assert engine(SimpleNamespace(**point()), 16) == {
+        "iteration": "prefill-first",
+        "max_batched_tokens": 8192,
+    }
+    assert engine(SimpleNamespace(**point(backend="vllm")), 16) == {"max_batched_tokens": 8192}
+    row = point(backend="trtllm", isl=8192)
+    assert engine(SimpleNamespace(**row), 16)["max_batched_tokens"] == 8208
+    assert engine(SimpleNamespace(**row | {"isl": 1024}), 16)["max_batched_tokens"] == 8192
+    own = engine(SimpleNamespace(**row | {"isl": 1024, "source_dump": "gap-analysis"}), 16)
+    assert own["max_batched_tokens"] == 1040
+    assert own["reserved_tokens"] == 2048
 
 
 def test_checkpoints_keep_modules_wide() -> None:
