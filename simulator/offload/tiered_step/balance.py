@@ -90,7 +90,11 @@ class _Program:
         equal[-1, list(self.at.values())] = -1.0
         room = room_for_activations(self.plan)
         limits: list[tuple[float, float | None]] = [(0.0, 1.0)] * len(self.columns)
-        limits += [(0.0, max(0.0, room[tier]) / self.unit) for tier in self.at]
+        # shares become whole activations, of which one may be over
+        piece = max(level.saved for _, level in self.columns)
+        limits += [
+            (0.0, max(0.0, room[tier] - (piece if tier != GPU else 0.0)) / self.unit) for tier in self.at
+        ]
         limits += [(0.0, None), (0.0, None)]
         found = linprog(
             self._worth(), A_ub=np.array(self.rows), b_ub=np.array(self.bounds), A_eq=equal,
