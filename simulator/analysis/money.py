@@ -9,6 +9,9 @@ from simulator.specs.network import Part
 AMORTISATION = 4 * 365 * 86400.0
 """Seconds over which a purchase price is spread where no rent is known: four years."""
 
+TOKENS = ("output_throughput", "generation_throughput", "tokens_per_second")
+"""Metrics that count tokens a second: those put out, where an answer has them, else those trained on."""
+
 
 def rent(result: Result) -> tuple[float, str]:
     """Return dollars per second of the hardware in use and how they came about; ``(0.0, "")`` where no price is known."""
@@ -53,7 +56,10 @@ def _rent(machine: Machine, devices: float) -> tuple[float, str]:
 
 
 def money(result: Result) -> dict[str, float]:
-    """Return dollars per second, and per step and run (training) or per million output tokens; empty without a price."""
+    """Return dollars per second, per step and run (training), and per million tokens trained on or put out.
+
+    Empty without a price.
+    """
     per_second, _ = rent(result)
     if not per_second:
         return {}
@@ -63,9 +69,10 @@ def money(result: Result) -> dict[str, float]:
         found["dollars_per_step"] = per_second * values["step_time"].value
     if "run_time" in values:
         found["dollars_per_run"] = per_second * values["run_time"].value
-    for key in ("output_throughput", "generation_throughput"):
+    for key in TOKENS:
         if key in values and values[key].value > 0:
             found["dollars_per_million_tokens"] = per_second / values[key].value * 1e6
+            break
     return found
 
 
@@ -77,7 +84,7 @@ def energy(result: Result) -> dict[str, float]:
     """
     watts = power(result, result.outcome.busy_fraction)
     found = {"watts": watts}
-    for key in ("tokens_per_second", "output_throughput", "generation_throughput"):
+    for key in TOKENS:
         if key in result.values and result.values[key].value > 0:
             found["joules_per_token"] = watts / result.values[key].value
             break

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulator.analysis.money import money
+from simulator.analysis.money import AMORTISATION, money
 from simulator.analysis.result import Result
 from simulator.analysis.run import run
-from simulator.specs import Catalog, MemroofError, Node
+from simulator.specs import Catalog, Machine, MemroofError, Node
 
 CHANGES = "hardware.changes"
 CXL_CARD = "cxl-2.0-x8-256gb"
@@ -32,7 +32,12 @@ class Upgrade:
     result : Result, or None
         None where the build cannot run the scenario; ``problem`` then says why.
     change : float
-        Relative change of the headline.
+        Relative change of the headline; 0 where the hardware as it is does not run it.
+    problem : str
+    added : float
+        Purchase price of what it has more, as far as it is known [$].
+    unpriced : tuple of str
+        What it has more whose price is not known, and which no cost contains.
     """
 
     description: str
@@ -40,6 +45,13 @@ class Upgrade:
     result: Result | None
     change: float = 0.0
     problem: str = ""
+    added: float = 0.0
+    unpriced: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether it runs the scenario."""
+        return self.result is not None and self.result.fits
 
     @property
     def gain(self) -> float:
@@ -47,14 +59,26 @@ class Upgrade:
         lower = self.result is not None and self.result.headline.better == "lower"
         return 1.0 / (1.0 + self.change) - 1.0 if lower else self.change
 
+    @property
+    def dollars_per_million_tokens(self) -> float | None:
+        """Of the build, with what was added spread over four years where the node's own price does not hold it."""
+        if not self.fits or self.result is None:
+            return None
+        costs, node = money(self.result), self.result.setup.hardware.machine.price
+        if "dollars_per_million_tokens" not in costs:
+            return None
+        apart = self.added / AMORTISATION if node.rent or node.purchase else 0.0
+        return costs["dollars_per_million_tokens"] * (1.0 + apart / costs["dollars_per_second"])
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able data in SI units."""
         found = self.result
         return {
-            "description": self.description, "set": dict(self.overrides), "problem": self.problem,
-            "fits": found.fits if found else None, "value": found.headline.value if found else None,
+            "description": self.description, "set": dict(self.overrides), "problem": self.problem, "fits": self.fits,
+            "shortfalls": list(found.shortfalls) if found else [], "value": found.headline.value if found else None,
             "change": self.change if found else None, "gain": self.gain if found else None,
-            "bottleneck": found.bottleneck[0] if found else None, **(money(found) if found else {}),
+            "bottleneck": found.bottleneck[0] if found else None, "added_dollars": self.added,
+            "unpriced": list(self.unpriced), "dollars_per_million_tokens": self.dollars_per_million_tokens,
         }  # fmt: skip
 
 
@@ -89,11 +113,34 @@ def upgrades(
         except MemroofError as error:
             found.append(Upgrade(description, changes, None, problem=str(error).splitlines()[0]))
             continue
-        before = base.headline.value
-        change = result.headline.value / before - 1.0 if before else 0.0
-        found.append(Upgrade(description, changes, result, change))
-    found.sort(key=lambda one: (one.result is None, -one.gain, one.description))
+        before, after = base.headline.value, result.headline.value
+        change = after / before - 1.0 if before and base.fits else 0.0
+        added, unpriced = _added(base.setup.hardware.machine, result.setup.hardware.machine)
+        found.append(Upgrade(description, changes, result, change, "", added, unpriced))
+    found.sort(key=lambda one: (not one.fits, one.result is None, -one.gain, one.description))
     return Upgrade("as it is", {}, base), *found
+
+
+def _added(before: Machine, after: Machine) -> tuple[float, tuple[str, ...]]:
+    """Return what the parts of a machine cost that it has more than another [$], and those of unknown price."""
+    old, new = before.node, after.node
+    if old is None or new is None:
+        return 0.0, ()
+    cost, unknown = (
+        0.0,
+        ["faster links"]
+        if [w.link for w in new.wires][: len(old.wires)] != [w.link for w in old.wires]
+        else [],
+    )
+    paid = {name: count * (price or 0.0) for name, count, price in before.parts}
+    for name, count, price in after.parts:
+        if old.components.get(name) == new.components[name]:
+            continue
+        if price is None:
+            unknown.append(name)
+        else:
+            cost += count * price - paid.get(name, 0.0)
+    return cost, tuple(unknown)
 
 
 def builds(node: Node, catalog: Catalog) -> Iterator[tuple[str, Mapping[str, str]]]:

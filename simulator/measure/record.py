@@ -189,12 +189,14 @@ def _cell(value: str | float | None) -> str:
 
 
 def _parsed(cells: Mapping[str, str]) -> Row:
-    figures = {name: float(cells[name]) for name in ("time_s", "min_s", "spread", "flops", "bytes")}
-    peaks = {
-        name: float(cells[name]) if cells[name] else None for name in ("peak_allocated", "peak_reserved")
-    }
-    texts = {name: cells[name] for name in ("operator", "shape", "device", "format", "kernel")}
-    return Row(**texts, **figures, **peaks, repeats=int(cells["repeats"]))  # type: ignore[arg-type]
+    def figure(name: str) -> float | None:
+        return float(cells[name]) if cells[name] else None
+
+    return Row(
+        cells["operator"], cells["shape"], cells["device"], cells["format"], cells["kernel"], float(cells["time_s"]),
+        float(cells["min_s"]), float(cells["spread"]), int(cells["repeats"]), float(cells["flops"]), float(cells["bytes"]),
+        figure("peak_allocated"), figure("peak_reserved"),
+    )  # fmt: skip
 
 
 def _chapters(text: str) -> dict[str, str]:

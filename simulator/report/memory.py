@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from simulator.analysis.tiers import Tiers
     from simulator.analysis.upgrades import Upgrade
 
+NOTHING = 5e-3
+"""Relative gain below which a build is called no better."""
+
 
 def tiers_lines(name: str, found: Tiers) -> list[str]:
     """Return the lines of ``memroof tiers``: memories over time, streams and links, and what overlaps with what."""
@@ -51,34 +54,43 @@ def _overlap(found: Tiers) -> list[str]:
 
 
 def upgrade_lines(found: Sequence[Upgrade]) -> list[str]:
-    """Return the lines of ``memroof upgrades``: a build a line, the best gain first."""
-    from simulator.analysis.money import money
-
+    """Return the lines of ``memroof upgrades``: a build a line, those that fit and the best gain first."""
     base = found[0].result
     assert base is not None  # a scenario without an answer is an error, not a list
     lines = [f"{base.name}: what more hardware would give, one change at a time", ""]
-    table = [("build", base.headline.label, "change", "fits", "bottleneck", "$ per million tokens")]
-    for one in found:
-        if one.result is None:
-            table.append((one.description, "", "", "no", one.problem, ""))
-            continue
-        name, share = one.result.bottleneck
-        dollars = money(one.result).get("dollars_per_million_tokens")
-        table.append(
-            (
-                one.description, one.result.headline.text(), signed_percent(one.change) if one.overrides else "",
-                "yes" if one.result.fits else "no", f"{name} {percent(share)}", f"{dollars:,.4g}" if dollars else "",
-            )
-        )  # fmt: skip
-    lines += columns(table, right=(1, 2, 5))
-    best = found[1] if len(found) > 1 and found[1].gain > 0.0 else None
+    last = "bottleneck, or what is missing"
+    heads = ("build", base.headline.label, "change", "added", "per million tokens", last)
+    lines += columns([heads, *(_build(one, compared=base.fits) for one in found)], right=(1, 2, 3, 4))
+    if any(one.unpriced for one in found):
+        lines += [
+            "",
+            "?: no price is known of it, and none is in the cost; give one with --set device.NAME.price.purchase",
+        ]
+    best = next((one for one in found[1:] if one.fits and (one.gain > NOTHING or not base.fits)), None)
     if best is not None:
         lines += [
             "",
-            "the best of them with --set:",
+            f"{best.description}, with --set:",
             *(f"  {key}={text}" for key, text in best.overrides.items()),
         ]
+    elif base.fits:
+        lines += ["", "nothing of it helps: something else binds"]
     return lines
+
+
+def _build(one: Upgrade, *, compared: bool) -> tuple[str, ...]:
+    if one.result is None:
+        return (one.description, "", "", "", "", one.problem)
+    added = f"{quantity(one.added, 'dollars')}" if one.added else ""
+    added += " + ?" if added and one.unpriced else "?" if one.unpriced else ""
+    if not one.fits:
+        return (one.description, "does not fit", "", added, "", "; ".join(one.result.shortfalls))
+    name, share = one.result.bottleneck
+    dollars = one.dollars_per_million_tokens
+    return (
+        one.description, one.result.headline.text(), signed_percent(one.change) if one.overrides and compared else "", added,
+        quantity(dollars, "dollars") if dollars else "", f"{name} {percent(share)}",
+    )  # fmt: skip
 
 
 def largest_lines(name: str, found: Sequence[Largest]) -> list[str]:

@@ -99,6 +99,8 @@ class Catalog:
         self.roots = (*map(Path, paths), *(Path(p) for p in listed.split(os.pathsep) if p), shipped_root())
         self._cache: dict[tuple[str, str], Spec] = {}
         self._overrides: dict[str, dict[str, str]] = {}
+        self._changes: Mapping[str, Mapping[str, str]] = {}
+        """What a scenario has otherwise than an entry's file, by the entry."""
         for key, value in (overrides or {}).items():
             scope, rest = self._scope(key)
             self._overrides.setdefault(scope, {})[rest] = value
@@ -268,8 +270,7 @@ class Catalog:
     def _with(self, scope: str, assignments: Mapping[str, str]) -> Catalog:
         """Return this catalog with some keys of one entry set; what is set by ``--set`` goes before."""
         twin = copy(self)
-        twin._cache = {}
-        twin._overrides = {**self._overrides, scope: {**assignments, **self._overrides.get(scope, {})}}
+        twin._cache, twin._changes = {}, {scope: assignments}
         return twin
 
     def machine(self, node: str) -> Machine:
@@ -348,12 +349,18 @@ class Catalog:
         return self._assigned(read_document(self.file(kind, name)), f"{kind}:{self.file(kind, name).stem}")
 
     def _assigned(self, document: Document, scope: str) -> Document:
-        assignments = self._overrides.get(scope)
-        if not assignments:
-            return document
-        if scope == "scenario" and any(key.startswith("hardware.") for key in assignments):
+        if scope in self._changes:
+            document = override(document, self._changes[scope], "hardware.changes.")
+        assignments = self._overrides.get(scope, {})
+        if scope != "scenario":
+            return (
+                override(document, assignments, f"--set {scope.replace(':', '.')}.")
+                if assignments
+                else document
+            )
+        if any(key.startswith("hardware.") for key in assignments):
             return _with_hardware_keys(document, assignments)
-        return override(document, assignments)
+        return override(document, assignments) if assignments else document
 
     def _checked(self, kind: str, name: str, schema: type[_Checked]) -> _Checked:
         key = (kind, name)

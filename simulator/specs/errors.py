@@ -23,7 +23,9 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return f"{place}: {self.key}: {self.message}" if self.key else f"{place}: {self.message}"
+        # an assignment is called by its key
+        told = not self.key or (not self.line and self.file.endswith(self.key))
+        return f"{place}: {self.message}" if told else f"{place}: {self.key}: {self.message}"
 
 
 class SpecError(MemroofError):

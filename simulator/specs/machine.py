@@ -262,7 +262,7 @@ def build_machine(node: Node, device: DeviceLookup, link: LinkLookup) -> Machine
         parts[component] = names
         found = device(spec.device) if spec.device is not None else None
         if found is not None:
-            priced.append((component, spec.count, found.price.purchase))
+            priced.append((component, spec.count, _purchase(spec, found)))
         ports = _ports(node.name, component, spec, found)
         for name in names:
             if isinstance(found, Processor):
@@ -286,6 +286,14 @@ def build_machine(node: Node, device: DeviceLookup, link: LinkLookup) -> Machine
         node.price,
         tuple(priced),
     )
+
+
+def _purchase(spec: Component, device: Processor | MemoryDevice) -> float | None:
+    """Return what one part costs [$]: a device's price, in proportion to the capacity that the node gives it."""
+    price = device.price.purchase
+    if price is None or spec.capacity is None or not isinstance(device, MemoryDevice):
+        return price
+    return price * spec.capacity / device.capacity
 
 
 def _ports(

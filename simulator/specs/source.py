@@ -6,7 +6,7 @@ Scalars stay text: the schema decides what a scalar means, so that the guesses o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,15 +139,16 @@ class _Builder:
         self.problems.append(Problem(file, line, column, dotted(key), message))
 
 
-def override(document: Document, assignments: dict[str, str]) -> Document:
+def override(document: Document, assignments: Mapping[str, str], called: str = "--set ") -> Document:
     """Return a copy of a document with dotted keys set, as by ``--set strategy.tensor_parallel=4``.
 
     Missing mappings on the way are created; the schema later refuses keys that do not exist. Raises
-    :class:`SpecError` if a key passes through a value that is not a mapping or a list.
+    :class:`SpecError` if a key passes through a value that is not a mapping or a list. ``called`` stands before a key where
+    a problem names it.
     """
     data, marks = _copy(document.data), dict(document.marks)
     for name, text in assignments.items():
-        label = f"--set {name}"
+        label = f"{called}{name}"
         value = parse_document(text, label).data if text.strip() else None
         parts: list[str] = name.split(".")
         here: Any = data

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from simulator.specs.errors import MemroofError
 
@@ -131,7 +131,7 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
             raw.seek(0)
             if magic == GZIP_MAGIC:
                 with gzip.GzipFile(fileobj=raw) as unpacked:
-                    yield unpacked  # type: ignore[misc]  # GzipFile is an IO[bytes] in all but its annotations
+                    yield cast(IO[bytes], unpacked)
             else:
                 yield raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -215,11 +215,12 @@ def _tag(lowered: Lowered, name: str) -> int:
 
 def _bottleneck(bound: str, step: Step) -> Bottleneck:
     """Return what a bound of operators means on this machine: links are a node's fabric or the network."""
-    if not bound.endswith(" link"):
-        return bound  # type: ignore[return-value]
-    axis = bound.removesuffix(" link")
     inside: Mapping[str, Bottleneck] = {"expert": "expert-parallel link", "context": "context-parallel link"}
-    return _link_name(step.spans[axis], inside.get(axis, "tensor-parallel link"))  # type: ignore[index]
+    for axis, span in step.spans.items():
+        if bound == f"{axis} link":
+            return _link_name(span, inside.get(axis, "tensor-parallel link"))
+    known: tuple[Bottleneck, ...] = get_args(Bottleneck)
+    return next(name for name in known if name == bound)
 
 
 def _link_name(span: Span, inside: Bottleneck) -> Bottleneck:

@@ -284,16 +284,18 @@ def _coded(
         return max(seconds - hidden, seconds / codec.chunks)
 
     found = dict(passes)
-    for part, seconds, name in (
+    back: Part = "backward" if "backward" in passes else "input-gradient"
+    coded: tuple[tuple[Part, float, str], ...] = (
         ("forward", float(encode), "encode activations"),
-        ("backward" if "backward" in passes else "input-gradient", float(decode), "decode activations"),
-    ):
-        time = exposed(seconds, passes[part])  # type: ignore[index]
+        (back, float(decode), "decode activations"),
+    )
+    for part, seconds, name in coded:
+        time = exposed(seconds, passes[part])
         operator = OperatorPass(
             name, Breakdown({"transfer": time}, {"memory": time}, 0.0, {"transfer": time**2}), time, 0.0
         )
-        own = passes[part]  # type: ignore[index]
-        found[part] = (*own, operator) if part == "forward" else (operator, *own)  # type: ignore[index]
+        own = passes[part]
+        found[part] = (*own, operator) if part == "forward" else (operator, *own)
     small = {name: size / codec.ratio for name, size in memory.by_tensor.items()}
     less = memory.saved - memory.saved / codec.ratio
     return found, replace(

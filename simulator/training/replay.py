@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from simulator.graph.work import Numeric
 from simulator.training.allocator import Allocation, CachingAllocator
 from simulator.training.liveness import Liveness
 from simulator.training.schedules import Part, Schedule, in_flight
@@ -230,20 +231,20 @@ class _Stage:
         for block in passing:
             self.allocator.release(block)
 
-    def _become(self, own: dict[str, tuple[int, float]], moment: Mapping[str, object]) -> None:
+    def _become(self, own: dict[str, tuple[int, float]], moment: Mapping[str, Numeric]) -> None:
         """Free what is gone and allocate what is new; a gradient that goes by another name is the same one."""
         gone = [name for name in own if name not in moment]
         new = [name for name in moment if name not in own]
         for name in gone:
             block, size = own.pop(name)
-            same = next((one for one in new if _passed_on(name, one) and float(moment[one]) == size), None)  # type: ignore[arg-type]
+            same = next((one for one in new if _passed_on(name, one) and float(moment[one]) == size), None)
             if same is None:
                 self.allocator.release(block)
             else:
                 new.remove(same)
                 own[same] = (block, size)
         for name in new:
-            size = float(moment[name])  # type: ignore[arg-type]
+            size = float(moment[name])
             if size > 0:
                 own[name] = (self.allocator.allocate(size), size)
 

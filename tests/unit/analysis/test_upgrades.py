@@ -2,8 +2,10 @@
 
 import pytest
 
+from simulator.analysis.money import AMORTISATION, money
 from simulator.analysis.upgrades import builds, next_generation, upgrades
-from simulator.specs import Catalog, MemroofError
+from simulator.report.memory import upgrade_lines
+from simulator.specs import Catalog, MemoryDevice, MemroofError
 
 SCENARIO = "offload/opt-30b-t4"
 
@@ -45,3 +47,35 @@ def test_a_second_ssd_helps_what_waits_for_flash_and_costs_the_same_rent() -> No
 def test_what_is_no_node_has_no_parts_to_change() -> None:
     with pytest.raises(MemroofError, match="is no node"):
         upgrades("serving/llama3.1-8b-h100-offline", overrides={"hardware": "{device: h100-sxm}"})
+
+
+def test_what_is_added_costs_what_its_parts_cost() -> None:
+    """A second drive of $400 beside a rented node: $400 over four years on top of the rent, and twice the tokens' share of it."""
+    price = {"device.gcp-ssd-1.5tb.price.purchase": "400 USD"}
+    base, *found = upgrades(SCENARIO, overrides=price)
+    more = next(one for one in found if one.description == "more nvme (1 -> 2)")
+    assert (more.added, more.unpriced) == (400.0, ())
+    assert more.result is not None
+    assert base.result is not None
+    rent, rate = money(base.result)["dollars_per_second"], more.result.headline.value
+    assert more.dollars_per_million_tokens == pytest.approx((rent + 400.0 / AMORTISATION) / rate * 1e6)
+    memory = next(one for one in found if one.description == "twice the DRAM")
+    assert memory.unpriced == ("dram",)
+
+
+def test_memory_is_priced_by_the_capacity_that_a_node_gives_it() -> None:
+    price = {"device.ddr4-3200-8ch.price.purchase": "1000 USD"}
+    catalog = Catalog(overrides=price, environment={})
+    device = catalog.device("ddr4-3200-8ch")
+    assert isinstance(device, MemoryDevice)
+    parts = {name: dollars for name, _, dollars in catalog.machine("server-1x4090").parts}
+    assert parts["dram0"] == pytest.approx(1000.0 * 384e9 / device.capacity)
+
+
+def test_where_nothing_fits_each_build_says_what_it_lacks() -> None:
+    found = upgrades(SCENARIO, overrides={"strategy.weights": "gpu"})
+    assert not any(one.fits for one in found)
+    assert {one.change for one in found} == {0.0}
+    lines = upgrade_lines(found)
+    assert sum("42.2 GiB" in line and "does not fit" in line for line in lines) == len(found)
+    assert not any("with --set" in line and "=" in line for line in lines[-2:])

@@ -76,7 +76,7 @@ def test_override_sets_nested_keys_and_lists() -> None:
     changed = override(document, {"a.b": "2", "a.c.d": "[1, 2]", "l.1.x": "9", "a.e": ""})
     assert changed.data == {"a": {"b": "2", "c": {"d": ["1", "2"]}, "e": None}, "l": [{"x": "1"}, {"x": "9"}]}
     assert document.data["a"] == {"b": "1"}
-    assert str(changed.problem(("a", "b"), "wrong")) == "--set a.b: a.b: wrong"
+    assert str(changed.problem(("a", "b"), "wrong")) == "--set a.b: wrong"
 
 
 @pytest.mark.parametrize(
