@@ -6,6 +6,7 @@ inside a measurements folder, with ``#column`` where a file holds several measur
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,6 +137,14 @@ def keep(frame: pd.DataFrame, condition: Any, reason: str, skipped: Counter[str]
     if left_out:
         skipped[reason] += left_out
     return frame[chosen]
+
+
+def number_in(text: object, pattern: str) -> int:
+    """Return the number that a pattern's group finds in a cell; raises :class:`MemroofError` where there is none."""
+    found = re.search(pattern, str(text))
+    if found is None:
+        raise MemroofError(f"claim without a number like {pattern!r}")
+    return int(found.group(1))
 
 
 def labels(frame: pd.DataFrame, columns: Sequence[str]) -> npt.NDArray[np.str_]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.cost import CostModel
+from simulator.cost import CostModel, peak_flops
 from simulator.graph import Attention
 from simulator.specs import Catalog, OperatorClass
 from simulator.validation.dataset import FloatArray, Part, TableDataSet, keep, labels
@@ -91,7 +91,7 @@ def possible(
 ) -> Any:
     """Mark rows that the data sheet allows: no faster than the matrix peak, nor than the memory for what no cache holds."""
     processor = catalog.processor(device)
-    peak = dict(processor.compute.matrix)[work.format]  # type: ignore[index]
+    peak = peak_flops(processor, work.format)
     memory = next(iter(processor.memory.values())).bandwidth
     cached = 2.0 * max((cache.capacity for cache in processor.cache.values()), default=0.0)
     streamed = np.where(np.asarray(work.cache_bytes) > cached, work.cache_bytes, 0.0)

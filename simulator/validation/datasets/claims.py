@@ -11,7 +11,7 @@ import numpy as np
 
 from simulator.specs import Catalog, MemroofError, TrainingStrategy
 from simulator.strategy import Outcome
-from simulator.validation.dataset import Part, TableDataSet, keep
+from simulator.validation.dataset import Part, TableDataSet, keep, number_in
 from simulator.validation.datasets.published import EARLIER, interleaving, sc21_flop
 from simulator.validation.datasets.steps import ZERO_3, Case, Quantity, eight_to_a_node, gpt, step_parts
 
@@ -53,7 +53,7 @@ def _case(row: Any) -> Case:
     found = _numbers(f"{row.workload} {row.strategy}")
     if "GBS" not in found or not {"TP", "PP", "DP"} & set(found):
         raise MemroofError("claim without layout or batch")
-    gpus = int(re.match(r"(\d+)x", row.hardware).group(1))  # type: ignore[union-attr]
+    gpus = number_in(row.hardware, r"^(\d+)x")
     tensor, stages = found.get("TP", 1), found.get("PP", 1)
     replicas, micro = found.get("DP", gpus // (tensor * stages)), found.get("MBS", 1)
     hidden, layers, heads = _shape(row.model, stages)

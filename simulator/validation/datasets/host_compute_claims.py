@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from simulator.specs import MemroofError
+from simulator.validation.dataset import number_in
 from simulator.validation.datasets.claim import Claim, Value, figure, ratio
 from simulator.validation.datasets.runs import Content, Metrics
 
@@ -79,8 +80,8 @@ def _tutorial(prompt: int, output: int, **strategy: Any) -> Content:
 
 def _packed(row: Any) -> Claim:
     """KTransformers 0.3: int8 weights with scales in the layout of AMX, cut over both sockets."""
-    prompt = int(re.search(r"(\d+)K", row.workload).group(1)) * 1024  # type: ignore[union-attr]
-    experts = int(re.search(r"(\d) experts", row.strategy).group(1))  # type: ignore[union-attr]
+    prompt = number_in(row.workload, r"(\d+)K") * 1024
+    experts = number_in(row.strategy, r"(\d) experts")
     strategy = {"kernels": "amx", "numa": "split", "cpu_weight_bits": 8.5, "experts_per_token": experts}
     return Claim(float(row.value), (_tutorial(prompt, 1, **strategy),), figure("prefill_throughput"))
 

@@ -180,7 +180,8 @@ def step_parts(
             found = case(row)
             if found not in setups:
                 setup = found.setup(catalog)
-                make_plan(setup.scenario, setup.model, setup.hardware)  # type: ignore[arg-type]
+                assert isinstance(setup.scenario, TrainingScenario)  # a case makes no other
+                make_plan(setup.scenario, setup.model, setup.hardware)
                 setups[found] = setup
         except MemroofError as error:
             skipped[str(error).splitlines()[0]] += 1
