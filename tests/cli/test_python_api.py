@@ -36,6 +36,17 @@ def test_a_scenario_is_answered_in_python(user: UserCatalog) -> None:
     assert list(sweep.to_frame()["fits"]) == [True, True]
 
 
+def test_tiers_upgrades_and_the_largest_in_python() -> None:
+    result = simulator.run("offload/opt-30b-t4")
+    assert {"memory", "category", "time", "bytes"} == set(simulator.tiers(result).to_frame().columns)
+    assert simulator.upgrades("offload/opt-30b-t4")[1].gain > 0.0
+    assert {row.what for row in simulator.largest("training/llama3.1-8b-8xh100")} == {
+        "micro-batch",
+        "sequence",
+        "model",
+    }
+
+
 def test_importing_the_package_loads_nothing() -> None:
     code = "import sys, simulator; assert not {'numpy', 'pydantic', 'yaml', 'click'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
