@@ -12,14 +12,11 @@ from simulator.cost import CostModel
 from simulator.specs import (
     Calibration,
     Catalog,
-    FeatureGatherScenario,
     Hardware,
     MeasuredTable,
     MemroofError,
-    OffloadScenario,
     Scenario,
     ServingScenario,
-    TaskPacksScenario,
     read_measured,
 )
 from simulator.strategy import Setup
@@ -64,25 +61,14 @@ def load(
         measured = read_measured(Path(checked.measured), name) if checked.measured else None
         costs[name] = cost_model(alone, catalog.calibration(alone.device), measured, training=training)
     first, *others = costs.items()
-    named = checked.layers if isinstance(checked, TaskPacksScenario) else ""
-    layers = catalog.layers(named) if named else None
-    pools = _pools(checked, catalog)
-    host = _host(hardware, catalog) if checked.kind == "offload" else None
-    further = checked.further_models if isinstance(checked, OffloadScenario) else ()
-    models = {name: catalog.model(name) for name in further}
-    graph = catalog.graph(checked.workload.graph) if isinstance(checked, FeatureGatherScenario) else None
+    named = {entry.key: entry for entry in checked.entries}
     return Setup(
-        checked,
-        model,
-        hardware,
-        first[1],
-        dict(others),
-        pools,
-        host=host,
-        models=models,
-        layers=layers,
-        graph=graph,
-    )
+        checked, model, hardware, first[1], dict(others), _pools(checked, catalog),
+        host=_host(hardware, catalog) if checked.kind == "offload" else None,
+        models={e.name: catalog.model(e.name) for key, e in named.items() if e.kind == "model" and key != ("model",)},
+        layers=next((catalog.layers(entry.name) for entry in named.values() if entry.kind == "layers"), None),
+        graph=next((catalog.graph(entry.name) for entry in named.values() if entry.kind == "graph"), None),
+    )  # fmt: skip
 
 
 def _host(hardware: Hardware, catalog: Catalog) -> CostModel | None:

@@ -3,37 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import cast
 
-from simulator.specs import MemroofError
-from simulator.specs.draft_verify_scenario import DraftVerifyScenario
-from simulator.specs.expert_cache_scenario import ExpertCacheScenario
-from simulator.specs.feature_gather_scenario import FeatureGatherScenario
-from simulator.specs.host_compute_scenario import HostComputeScenario
-from simulator.specs.mixed_stream_scenario import MixedStreamScenario
-from simulator.specs.neuron_cache_scenario import NeuronCacheScenario
-from simulator.specs.stream_decode_scenario import StreamDecodeScenario
-from simulator.specs.task_packs_scenario import TaskPacksScenario
-from simulator.specs.tiered_step_scenario import TieredStepScenario
-from simulator.specs.waterfall_scenario import WaterfallScenario
-from simulator.specs.zigzag_scenario import ZigzagScenario
+from simulator.specs import MemroofError, OffloadScenario
 from simulator.strategy import Outcome, Remedy, Setup, Strategy
-
-METHODS: Mapping[type, str] = {
-    ZigzagScenario: "simulator.offload.zigzag",
-    TaskPacksScenario: "simulator.offload.task_packs",
-    HostComputeScenario: "simulator.offload.host_compute",
-    MixedStreamScenario: "simulator.offload.mixed_stream",
-    ExpertCacheScenario: "simulator.offload.expert_cache",
-    TieredStepScenario: "simulator.offload.tiered_step",
-    NeuronCacheScenario: "simulator.offload.neuron_cache",
-    DraftVerifyScenario: "simulator.offload.draft_verify",
-    WaterfallScenario: "simulator.offload.waterfall",
-    StreamDecodeScenario: "simulator.offload.stream_decode",
-    FeatureGatherScenario: "simulator.offload.feature_gather",
-}
-"""The package that lowers each kind of offload scenario; imported when it is first needed."""
 
 
 def simulate(setup: Setup, *, detail: bool = False) -> Outcome:
@@ -47,7 +21,9 @@ def remedies(setup: Setup) -> Iterable[Remedy]:
 
 
 def _method(setup: Setup) -> Strategy:
-    package = METHODS.get(type(setup.scenario))
-    if package is None:
-        raise MemroofError(f"an offload strategy cannot run a {setup.scenario.kind} scenario")
-    return cast(Strategy, importlib.import_module(package))
+    """Return the package that lowers a scenario: that of ``specs/task_packs_scenario.py`` is ``offload/task_packs``."""
+    scenario = setup.scenario
+    if not isinstance(scenario, OffloadScenario):
+        raise MemroofError(f"an offload strategy cannot run a {scenario.kind} scenario")
+    name = type(scenario).__module__.rpartition(".")[2].removesuffix("_scenario")
+    return cast(Strategy, importlib.import_module(f"simulator.offload.{name}"))

@@ -18,7 +18,6 @@ from simulator.specs.base import Spec, validate
 from simulator.specs.calibration import Calibration, merge_calibration
 from simulator.specs.cluster import Hardware
 from simulator.specs.errors import MemroofError, Problem, SpecError, UnknownNameError, unknown
-from simulator.specs.feature_gather_scenario import FeatureGatherScenario
 from simulator.specs.graph import Graph
 from simulator.specs.hardware import (
     BandwidthMatrix,
@@ -435,15 +434,9 @@ class Catalog:
 
     def _reference_faults(self, scenario: Scenario) -> list[tuple[tuple[str | int, ...], str]]:
         faults: list[tuple[tuple[str | int, ...], str]] = []
-        named = scenario.model
-        if named and not named.endswith((".yaml", ".yml")) and named not in self._files["model"]:
-            faults.append((("model",), unknown("model", named, self.names("model"))))
-        layers = getattr(scenario, "layers", "")
-        if layers and not layers.endswith((".yaml", ".yml")) and layers not in self._files["layers"]:
-            faults.append((("layers",), unknown("layers", layers, self.names("layers"))))
-        graph = scenario.workload.graph if isinstance(scenario, FeatureGatherScenario) else ""
-        if graph and not graph.endswith((".yaml", ".yml")) and graph not in self._files["graph"]:
-            faults.append((("workload", "graph"), unknown("graph", graph, self.names("graph"))))
+        for key, kind, name in scenario.entries:
+            if not name.endswith((".yaml", ".yml")) and name not in self._files[kind]:
+                faults.append((key, unknown(kind, name, self.names(kind))))
         choice = scenario.hardware
         for kind in ("device", "node", "cluster"):
             name = getattr(choice, kind)

@@ -13,7 +13,7 @@ from simulator.specs.hardware import NumberFormat
 from simulator.specs.model import Natural, Positive
 from simulator.specs.neuron_cache_scenario import OnDeviceWorkload
 from simulator.specs.offload_scenario import OffloadScenario
-from simulator.specs.scenario_base import Fraction, Share
+from simulator.specs.scenario_base import Entry, Fraction, Share
 
 Factor = Annotated[float, Field(ge=1.0, le=100.0)]
 
@@ -159,6 +159,8 @@ class DraftVerifyScenario(OffloadScenario):
     strategy: DraftVerifyStrategy = DraftVerifyStrategy()
 
     @property
-    def further_models(self) -> tuple[str, ...]:
-        """The draft."""
-        return (self.strategy.draft.model,) if self.strategy.draft else ()
+    def entries(self) -> tuple[Entry, ...]:
+        """The model and its draft."""
+        draft = self.strategy.draft
+        named = (Entry(("strategy", "draft", "model"), "model", draft.model),) if draft else ()
+        return (*super().entries, *named)

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from simulator.specs.base import Spec
 from simulator.specs.model import Positive
 from simulator.specs.offload_scenario import OffloadScenario
-from simulator.specs.scenario_base import Share
+from simulator.specs.scenario_base import Entry, Share
 
 
 class FeatureGatherWorkload(Spec):
@@ -89,6 +89,11 @@ class FeatureGatherScenario(OffloadScenario):
     model: str = ""
     workload: FeatureGatherWorkload
     strategy: FeatureGatherStrategy
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The graph."""
+        return (Entry(("workload", "graph"), "graph", self.workload.graph),)
 
     @field_validator("model")
     @classmethod

@@ -14,8 +14,3 @@ class OffloadScenario(ScenarioBase):
     grows: ClassVar[Mapping[str, str]] = {}
     """Quantities that can be made larger until memory ends them, by the key that says how much."""
     kind: Literal["offload"]
-
-    @property
-    def further_models(self) -> tuple[str, ...]:
-        """Names of models beside the scenario's own."""
-        return ()

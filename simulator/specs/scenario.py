@@ -1,41 +1,34 @@
-"""Scenarios as written, one schema for each kind, and for each method of offload. The strategies read nothing else."""
+"""Scenarios as written, one schema for each kind, and for each method of offload. The strategies read nothing else.
+
+A schema is imported when a scenario is of it: building the classes of all of them costs more than most answers.
+"""
 
 from __future__ import annotations
 
-from simulator.specs.draft_verify_scenario import DraftVerifyScenario
-from simulator.specs.errors import SpecError, did_you_mean
-from simulator.specs.expert_cache_scenario import ExpertCacheScenario
-from simulator.specs.feature_gather_scenario import FeatureGatherScenario
-from simulator.specs.host_compute_scenario import HostComputeScenario
-from simulator.specs.mixed_stream_scenario import MixedStreamScenario
-from simulator.specs.neuron_cache_scenario import NeuronCacheScenario
-from simulator.specs.offload_scenario import OffloadScenario
-from simulator.specs.serving_scenario import ServingScenario
-from simulator.specs.source import Document
-from simulator.specs.stream_decode_scenario import StreamDecodeScenario
-from simulator.specs.task_packs_scenario import TaskPacksScenario
-from simulator.specs.tiered_step_scenario import TieredStepScenario
-from simulator.specs.training_scenario import TrainingScenario
-from simulator.specs.waterfall_scenario import WaterfallScenario
-from simulator.specs.zigzag_scenario import ZigzagScenario
+import importlib
+from typing import TYPE_CHECKING, cast
 
-Scenario = TrainingScenario | ServingScenario | OffloadScenario
-Schema = type[TrainingScenario] | type[ServingScenario] | type[OffloadScenario]
+from simulator.specs.errors import SpecError, did_you_mean
+from simulator.specs.offload_scenario import OffloadScenario
+from simulator.specs.scenario_base import ScenarioBase
+from simulator.specs.source import Document
+
+if TYPE_CHECKING:
+    from simulator.specs.serving_scenario import ServingScenario
+    from simulator.specs.training_scenario import TrainingScenario
+
+    Scenario = TrainingScenario | ServingScenario | OffloadScenario
+    Schema = type[TrainingScenario] | type[ServingScenario] | type[OffloadScenario]
+else:
+    Scenario = ScenarioBase
+
 KINDS = ("training", "serving", "offload")
-OFFLOAD_METHODS: dict[str, type[OffloadScenario]] = {
-    "zigzag": ZigzagScenario,
-    "task-packs": TaskPacksScenario,
-    "host-compute": HostComputeScenario,
-    "mixed-stream": MixedStreamScenario,
-    "expert-cache": ExpertCacheScenario,
-    "tiered-step": TieredStepScenario,
-    "neuron-cache": NeuronCacheScenario,
-    "draft-verify": DraftVerifyScenario,
-    "waterfall": WaterfallScenario,
-    "stream-decode": StreamDecodeScenario,
-    "feature-gather": FeatureGatherScenario,
-}
-"""By ``strategy.method``; the first is meant where none is named."""
+OFFLOAD_METHODS = (
+    "zigzag", "task-packs", "host-compute", "mixed-stream", "expert-cache", "tiered-step", "neuron-cache", "draft-verify",
+    "waterfall", "stream-decode", "feature-gather",
+)  # fmt: skip
+"""Values of ``strategy.method``; the first is meant where none is named. ``task-packs`` is the class ``TaskPacksScenario`` of
+:mod:`simulator.specs.task_packs_scenario`, and so with the others."""
 
 
 def schema_of(document: Document) -> Schema:
@@ -48,18 +41,22 @@ def schema_of(document: Document) -> Schema:
     """
     tree = document.data if isinstance(document.data, dict) else {}
     kind = tree.get("kind")
-    if kind == "offload":
-        strategy = tree.get("strategy")
-        method = strategy.get("method") if isinstance(strategy, dict) else None
-        method = next(iter(OFFLOAD_METHODS)) if method is None else method
-        if isinstance(method, str) and method in OFFLOAD_METHODS:
-            return OFFLOAD_METHODS[method]
-        raise SpecError([document.problem(("strategy", "method"), _expected(method, tuple(OFFLOAD_METHODS)))])
-    if kind == "training":
-        return TrainingScenario
-    if kind == "serving":
-        return ServingScenario
-    raise SpecError([document.problem(("kind",), _expected(kind, KINDS))])
+    if kind not in KINDS:
+        raise SpecError([document.problem(("kind",), _expected(kind, KINDS))])
+    if kind != "offload":
+        return _schema(kind)
+    strategy = tree.get("strategy")
+    method = strategy.get("method") if isinstance(strategy, dict) else None
+    method = OFFLOAD_METHODS[0] if method is None else method
+    if method not in OFFLOAD_METHODS:
+        raise SpecError([document.problem(("strategy", "method"), _expected(method, OFFLOAD_METHODS))])
+    return _schema(method)
+
+
+def _schema(name: str) -> Schema:
+    words = name.split("-")
+    module = importlib.import_module(f"simulator.specs.{'_'.join(words)}_scenario")
+    return cast("Schema", getattr(module, "".join(word.capitalize() for word in words) + "Scenario"))
 
 
 def _expected(value: object, options: tuple[str, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -62,6 +62,14 @@ def flattened(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
             yield f"{before}{key}", json.dumps(value) if isinstance(value, (list, bool)) else str(value)
 
 
+class Entry(NamedTuple):
+    """An entry of the catalog: the key that names it, its kind, its name."""
+
+    key: tuple[str, ...]
+    kind: str
+    name: str
+
+
 class Expectation(Spec):
     """A measured or published figure that a scenario must reproduce."""
 
@@ -84,3 +92,8 @@ class ScenarioBase(Spec):
     """CSV file of measured products (device, format, m, n, k, time) that replace predicted times of the same shape."""
     limit: dict[str, str] = {}
     """Largest (or, with a leading '>', smallest) value of a result metric: ``time_to_first_token_p99: 2 s``."""
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Entries of the catalog that the scenario names, hardware apart."""
+        return (Entry(("model",), "model", self.model),) if self.model else ()

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from simulator.specs.base import ByteRate, Bytes, ByteSize, Seconds, Spec
 from simulator.specs.model import Natural, Positive
 from simulator.specs.offload_scenario import OffloadScenario
+from simulator.specs.scenario_base import Entry
 
 PackMethod = Literal["balanced-time", "balanced-memory", "greedy"]
 OptimizerName = Literal["adam", "momentum", "sgd"]
@@ -110,6 +111,11 @@ class TaskPacksScenario(OffloadScenario):
     """Measured layers in place of a model that is priced; see :mod:`simulator.specs.measured_layers`."""
     workload: TaskPacksWorkload
     strategy: TaskPacksStrategy
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The model, or the measured layers."""
+        return (*super().entries, *((Entry(("layers",), "layers", self.layers),) if self.layers else ()))
 
     @model_validator(mode="after")
     def _priced_or_measured(self) -> TaskPacksScenario:
