@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulator import units
 from simulator.cost import interval
-from simulator.specs import MemroofError, OperatorClass, ServingScenario
+from simulator.specs import MemroofError, OperatorClass
 from simulator.specs.errors import did_you_mean
 from simulator.strategy import Bottleneck, MemoryUse, Metric, Outcome, Setup
 
@@ -149,10 +149,7 @@ class Result:
     @cached_property
     def limits(self) -> tuple[Check, ...]:
         """The scenario's limits and its service-level objective, held or missed."""
-        found = [self._limit(key, text) for key, text in self.setup.scenario.limit.items()]
-        if isinstance(self.setup.scenario, ServingScenario) and self.setup.scenario.slo:
-            found.append(self._limit("slo_attainment", f"> {self.setup.scenario.slo.share * 100:g} %"))
-        return tuple(found)
+        return tuple(self._limit(key, text) for key, text in self.setup.scenario.all_limits.items())
 
     @property
     def assumptions(self) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from simulator.specs import (
     MeasuredTable,
     MemroofError,
     Scenario,
-    ServingScenario,
     read_measured,
 )
 from simulator.strategy import Setup
@@ -83,14 +82,12 @@ def _host(hardware: Hardware, catalog: Catalog) -> CostModel | None:
 
 def _pools(scenario: Scenario, catalog: Catalog) -> tuple[tuple[Hardware, CostModel] | None, ...]:
     """Return hardware and cost model of each pool of a fleet that has its own."""
-    if not isinstance(scenario, ServingScenario) or scenario.fleet is None:
-        return ()
     found: list[tuple[Hardware, CostModel] | None] = []
-    for pool in scenario.fleet.all_pools:
-        if pool.hardware is None:
+    for choice in scenario.pool_hardware:
+        if choice is None:
             found.append(None)
             continue
-        hardware = catalog.hardware(pool.hardware)
+        hardware = catalog.hardware(choice)
         found.append((hardware, cost_model(hardware, catalog.calibration(hardware.device))))
     return tuple(found) if any(found) else ()
 

@@ -97,3 +97,13 @@ class ScenarioBase(Spec):
     def entries(self) -> tuple[Entry, ...]:
         """Entries of the catalog that the scenario names, hardware apart."""
         return (Entry(("model",), "model", self.model),) if self.model else ()
+
+    @property
+    def all_limits(self) -> Mapping[str, str]:
+        """Limits as written, and what else the answer must hold."""
+        return self.limit
+
+    @property
+    def pool_hardware(self) -> tuple[HardwareChoice | None, ...]:
+        """Hardware of each pool of a fleet, None where it is the scenario's own; empty without a fleet."""
+        return ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from simulator.specs.base import Bytes, Seconds, Spec
 from simulator.specs.hardware import NumberFormat
 from simulator.specs.model import Natural, Positive
-from simulator.specs.scenario_base import Fraction, ScenarioBase, Share
+from simulator.specs.scenario_base import Fraction, HardwareChoice, ScenarioBase, Share
 from simulator.specs.serving_fleet import Fleet, Pool
 from simulator.specs.serving_techniques import (
     BlockRetrieval,
@@ -289,6 +289,16 @@ class ServingScenario(ScenarioBase):
     """Service-level objective by request; ``limit`` bounds percentiles instead."""
     fleet: Fleet | None = None
     """Replicas behind a router, all simulated; if absent, equal replicas take requests in turn and one of them is simulated."""
+
+    @property
+    def all_limits(self) -> Mapping[str, str]:
+        """Limits as written, and the objective's share of requests."""
+        return {**self.limit, "slo_attainment": f"> {self.slo.share * 100:g} %"} if self.slo else self.limit
+
+    @property
+    def pool_hardware(self) -> tuple[HardwareChoice | None, ...]:
+        """Hardware of each pool of the fleet."""
+        return tuple(pool.hardware for pool in self.fleet.all_pools) if self.fleet else ()
 
     @model_validator(mode="after")
     def _pools(self) -> ServingScenario:
